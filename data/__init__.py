@@ -1,0 +1,39 @@
+"""Image-text data sets: `build_datasets` reads any of them from its images and annotation files."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from data.karpathy import DATASETS, GalleryDataset, PairDataset
+from data.toy import SIZES, ensure_toy
+from data.transforms import test_transform, train_transform
+from distill_utils.errors import UserError
+
+DATA_FOLDER = Path("distill_utils/data")
+
+
+class Datasets(NamedTuple):
+    train: PairDataset
+    val: GalleryDataset
+    test: GalleryDataset
+
+
+def build_datasets(name, image_root=None, ann_root=None, *, image_size=224, augment=True, toy_sizes=SIZES):
+    """The train pairs and the val and test galleries of data set `name` (a key of DATASETS).
+
+    The roots default to the data set's folders under distill_utils/data; `toy` is written there on first use.
+    Raises UserError for an unknown name and for missing or malformed files.
+    """
+    if name not in DATASETS:
+        raise UserError(f"--dataset {name!r} is unknown: expected one of {', '.join(DATASETS)}.")
+    prefix, image_folder, ann_folder = DATASETS[name]
+    image_root = Path(image_root) if image_root else DATA_FOLDER / image_folder
+    ann_root = Path(ann_root) if ann_root else DATA_FOLDER / ann_folder
+    if name == "toy":
+        ensure_toy(image_root, ann_root, toy_sizes)
+    train, val, test = (ann_root / f"{prefix}_{split}.json" for split in ("train", "val", "test"))
+    plain = test_transform(image_size)
+    return Datasets(
+        PairDataset(train, image_root, train_transform(image_size) if augment else plain),
+        GalleryDataset(val, image_root, plain),
+        GalleryDataset(test, image_root, plain),
+    )

@@ -1,0 +1,1 @@
+"""Multimodal dataset distillation: expert trajectories, their matching, similarity mining, evaluation."""

@@ -1,0 +1,243 @@
+"""The flags: argparse is the schema, one line each; a YAML file sets defaults and the command line wins."""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from data.karpathy import DATASETS
+from data.toy import SIZES
+from distill_utils.errors import UserError
+from distill_utils.losses import LOSSES
+
+# Flags of the reference that have no meaning here -> why.
+_NO_DSA = "differentiable augmentation was never applied to image-text pairs by the method"
+_NO_TEXTURE = "texture mode belongs to another method (class-wise distillation)"
+DROPPED = {
+    "dsa": _NO_DSA, "dsa_strategy": _NO_DSA, "dsa_param": _NO_DSA,
+    "zca": "images are normalised by CLIP's mean and std, which every pretrained encoder here expects",
+    "texture": _NO_TEXTURE, "canvas_size": _NO_TEXTURE, "canvas_samples": _NO_TEXTURE,
+    "batch_syn": "the size of a synthetic minibatch is --mini_batch_size",
+    "subset": "it belonged to ImageNet subsets", "ipc": "it counted images per class: give the number of pairs with --num_queries",
+    "load_all": "snapshots are read from the files as they are needed, two a step",
+    "max_files": "all experts in --buffer_path are used", "max_experts": "all experts in --buffer_path are used",
+    "force_save": "every evaluated set is saved", "eval_mode": "evaluation has one mode, described in the README",
+    "max_end_epoch": "the last start epoch is --max_start_epoch", "resume_it": "the step is read from --resume_from",
+    "decay": "experts train with plain SGD", "mom": "experts train with plain SGD", "l2": "experts train with plain SGD",
+    "project": "set the WANDB_PROJECT environment variable", "disabled_wandb": "use --wandb disabled",
+    "draw": "use python -m distill_utils.report", "save_it": "every evaluated set is saved (--eval_it)",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one sentence, without pages of usage."""
+
+    def error(self, message):
+        raise UserError(f"{message[0].upper()}{message[1:]} (--help lists the flags).")
+
+
+def boolean(text):
+    """`true` or `false` (also yes/no, 1/0), for flags that may also stand alone."""
+    if text.lower() in ("true", "yes", "1"):
+        return True
+    if text.lower() in ("false", "no", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, not {text!r}")
+
+
+def _number(kind, low, strict, what):
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not (value > low if strict else value >= low) or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"expected {what}, not {text!r}")
+        return value
+    return convert
+
+
+count = _number(int, 1, False, "a whole number of at least 1")
+whole = _number(int, 0, False, "a whole number of at least 0")
+positive = _number(float, 0.0, True, "a number above 0")
+non_negative = _number(float, 0.0, False, "a number of at least 0")
+
+
+def sizes(text):
+    """`TRAIN,VAL,TEST` as three counts."""
+    try:
+        values = tuple(count(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        values = ()
+    if len(values) != 3:
+        raise argparse.ArgumentTypeError(f"expected TRAIN,VAL,TEST as three whole numbers of at least 1, not {text!r}")
+    return values
+
+
+def _switch(group, flag, default, help):
+    group.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="true|false", help=help)
+
+
+def _run_flags(parser):
+    add = parser.add_argument_group("run").add_argument
+    add("--name", help="name of the run's folder under logged_files/<dataset>/")
+    add("--seed", type=whole, default=0, help="every random number of the run follows from it")
+    add("--device", default="auto", help="auto (a GPU where there is one), cpu, or a torch device")
+    add("--wandb", choices=("online", "offline", "disabled"), default="disabled", help="where curves go besides log.jsonl")
+    add("--config", metavar="YAML", help="defaults from a file, such as a run's args.yaml; the command line wins")
+
+
+def _data_flags(parser):
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--dataset", choices=sorted(DATASETS), default="flickr", help="which annotation files to read")
+    add("--image_root", metavar="DIR", help="folder that the annotation files' image paths start from")
+    add("--ann_root", metavar="DIR", help="folder of the {train,val,test} annotation files")
+    add("--image_size", type=count, default=224, help="side of the square images, in pixels")
+    add("--toy_size", type=sizes, default=SIZES, metavar="TRAIN,VAL,TEST", help="images of the toy data set")
+    add("--num_workers", type=whole, default=2, help="processes that decode images")
+    _switch(group, "--no_aug", False, "train on plainly resized real images")
+
+
+def _model_flags(parser):
+    group = parser.add_argument_group("model")
+    add = group.add_argument
+    add("--image_encoder", default="nfnet", help="nfnet, or any timm name")
+    add("--text_encoder", default="bert", help="bert, toy_bert, a local folder, or a hub id")
+    _switch(group, "--image_pretrained", True, "start the image tower from pretrained weights")
+    _switch(group, "--text_pretrained", True, "load the text encoder's weights (false: random ones)")
+    _switch(group, "--image_trainable", True, "train the image encoder (false: a projection head on it)")
+    add("--checkpoint_dir", default="distill_utils/checkpoints", metavar="DIR", help="pretrained weights; looked in before the hubs")
+    add("--temperature", type=positive, default=0.07, help="divides the logits, in training, matching and evaluation")
+
+
+def _expert_flags(parser):
+    group = parser.add_argument_group("experts")
+    add = group.add_argument
+    add("--buffer_path", default="buffers", metavar="DIR", help="folder of the expert trajectories")
+    add("--num_experts", type=count, default=20, help="experts to train")
+    add("--train_epochs", type=count, default=10, help="epochs of each expert")
+    add("--batch_train", type=count, default=128, help="real pairs in an expert's batch")
+    add("--lr_teacher_img", type=positive, default=0.1, help="learning rate of an expert's image tower")
+    add("--lr_teacher_txt", type=positive, default=0.1, help="learning rate of an expert's text head")
+    add("--loss_type", choices=LOSSES, default="InfoNCE", help="loss of the experts")
+    add("--eval_freq", type=count, default=5, help="epochs between an expert's evaluations")
+
+
+def _distill_flags(parser):
+    group = parser.add_argument_group("synthetic set")
+    add = group.add_argument
+    add("--buffer_path", default="buffers", metavar="DIR", help="folder of the expert trajectories")
+    add("--num_queries", type=count, default=99, help="pairs in the synthetic set")
+    add("--pix_init", choices=("real", "noise"), default="real", help="initial images")
+    add("--txt_init", choices=("real", "noise"), default="real", help="initial text embeddings")
+    add("--sim_type", choices=("lowrank", "full", "identity"), default="lowrank", help="similarity matrix S")
+    add("--sim_rank", type=count, default=10, help="rank r of S = diag(w) + alpha / r * L R^T")
+    add("--alpha", type=positive, default=3.0, help="weight of the low-rank part of S")
+    add("--resume_from", metavar="FILE", help="start from this distilled_*.pt instead of initial pairs")
+
+    group = parser.add_argument_group("matching")
+    add = group.add_argument
+    add("--Iteration", type=count, default=3000, help="outer steps")
+    add("--syn_steps", type=count, default=8, help="inner steps T of the student")
+    add("--mini_batch_size", type=count, default=20, help="synthetic pairs in an inner step")
+    add("--expert_epochs", type=count, default=1, help="epochs from the start snapshot to the target")
+    add("--max_start_epoch", type=count, default=2, help="start snapshots are epochs 0 .. this - 1")
+    add("--loss_type", choices=LOSSES, default="WBCE", help="loss on the synthetic set")
+    _switch(group, "--merge_loss_branches", False, "one normalised distance for both towers, not the sum of two")
+    add("--gradient", choices=("full", "truncated"), default="truncated", help="exact gradient of the unroll, or TESLA's")
+    add("--second_order", choices=("forward", "reverse", "finite"), default="forward", help="how the second derivative is taken")
+
+    group = parser.add_argument_group("outer optimiser (SGD)")
+    add = group.add_argument
+    add("--lr_img", type=non_negative, default=100.0, help="step size of the images")
+    add("--lr_txt", type=non_negative, default=100.0, help="step size of the text embeddings")
+    add("--lr_sim", type=non_negative, default=10.0, help="step size of the similarity")
+    add("--lr_lr", type=non_negative, default=0.01, help="step size of the two learned learning rates")
+    add("--lr_teacher_img", type=positive, default=0.1, help="initial learned learning rate of the image tower")
+    add("--lr_teacher_txt", type=positive, default=0.1, help="initial learned learning rate of the text head")
+    add("--momentum_syn", type=non_negative, default=0.5, help="momentum of images and texts")
+    add("--momentum_lr", type=non_negative, default=0.5, help="momentum of the learned learning rates")
+    add("--momentum_sim", type=non_negative, default=0.5, help="momentum of the similarity")
+    add("--clamp_lr", type=positive, default=1e-3, help="the learned learning rates never fall below this")
+
+
+def _student_flags(parser):
+    add = parser.add_argument_group("evaluation").add_argument
+    add("--num_eval", type=count, default=5, help="students per evaluation, each with its own seed")
+    add("--epoch_eval_train", type=count, default=100, help="epochs a student trains on the synthetic set")
+    add("--batch_eval", type=count, default=128, help="synthetic pairs in a student's batch")
+
+
+def _parser(doc, *groups):
+    parser = _Parser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    for group in (_run_flags, _data_flags, _model_flags, *groups):
+        group(parser)
+    return parser
+
+
+def buffer_parser(doc):
+    return _parser(doc, _expert_flags)
+
+
+def distill_parser(doc):
+    parser = _parser(doc, _distill_flags, _student_flags)
+    parser.add_argument("--eval_it", type=count, default=50, help="outer steps between evaluations, each of which saves the set")
+    return parser
+
+
+def evaluate_parser(doc):
+    parser = _parser(doc, _student_flags)
+    add = parser.add_argument_group("what to evaluate").add_argument
+    add("--ckpt_path", required=True, metavar="PATH", help="a distilled_*.pt, or a run's folder: its set chosen on val")
+    add("--loss_type", choices=LOSSES, help="loss of the students (default: the one the set was made for)")
+    add("--baselines", type=boolean, nargs="?", const=True, default=False, metavar="true|false",
+        help="also train random real pairs, as many, and quote the experts")
+    add("--buffer_path", default="buffers", metavar="DIR", help="folder of the experts, for --baselines")
+    return parser
+
+
+def coreset_parser(doc):
+    parser = _parser(doc)
+    parser.add_argument("method", choices=("random",), help="how pairs are chosen")
+    parser.add_argument("--num_queries", type=count, default=99, help="pairs to choose")
+    parser.add_argument("--loss_type", choices=LOSSES, default="InfoNCE", help="loss that evaluation trains the pairs with")
+    return parser
+
+
+def parse(parser, argv=None):
+    """The namespace; --config is applied first, so that what the command line says wins. Raises UserError for any mistake."""
+    argv = list(argv)
+    for token in argv:
+        flag = token.split("=")[0]
+        if flag.startswith("--") and flag[2:] in DROPPED and flag not in parser._option_string_actions:
+            raise UserError(f"{flag} is not a flag of this project: {DROPPED[flag[2:]]}.")
+    pre = _Parser(add_help=False, allow_abbrev=False)
+    pre.add_argument("--config")
+    config = pre.parse_known_args(argv)[0].config
+    return parser.parse_args((_config_tokens(parser, config, argv) if config else []) + argv)
+
+
+def _config_tokens(parser, path, argv):
+    """The YAML file's values as command-line tokens, so that argparse checks them like any other."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read as YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold flags and their values, such as `seed: 1`.")
+    actions = {action.dest: action for action in parser._actions}
+    tokens = []
+    for key, value in values.items():
+        if key == "_run" or value is None:
+            continue
+        if key not in actions or key in ("help", "config"):
+            raise UserError(f"--config {path} sets {key!r}, which is not a flag of this program.")
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        if actions[key].option_strings:
+            tokens.append(f"--{key}={text}")
+        elif text not in argv:  # a positional: the command line may repeat it
+            tokens.append(text)
+    return tokens

@@ -1,0 +1,189 @@
+"""Fresh students on a synthetic set, and their recall: `python -m distill_utils.evaluate --dataset toy --ckpt_path RUN_OR_FILE ...`."""
+
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data.transforms import normalise
+from distill_utils import config
+from distill_utils.coreset import real_set, select
+from distill_utils.errors import UserError
+from distill_utils.files import read_json
+from distill_utils.losses import LOSSES
+from distill_utils.retrieval import retrieval_recall
+from distill_utils.run import Run, derive_seed, generator, run_program
+from distill_utils.synthetic import SyntheticSet
+from distill_utils.task import RetrievalTask
+from distill_utils.training import train_student
+from distill_utils.trajectory import buffer_folder
+from networks import build_model
+
+METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
+PROTOCOLS = ("val", "last", "best")
+_MEASUREMENTS = 10  # per student: recall after every tenth of its training
+
+
+@torch.no_grad()
+def gallery_recall(model, gallery, device, batch_size=256):
+    """retrieval_recall of a model in eval mode on a Gallery."""
+    model.eval()
+    images = torch.cat([model.encode_images(normalise(batch.to(device))) for batch in gallery.images.split(batch_size)])
+    texts = torch.cat([model.encode_texts(batch.to(device)) for batch in gallery.texts.split(8192)])
+    return retrieval_recall(images, texts, gallery.txt2img)
+
+
+def choose_epochs(curve):
+    """The recall that each protocol reports from a student's curve of {"epoch", "val", "test"}.
+
+    val: the test recall at the epoch that is best on val (the earliest of equals). last: at the last epoch. best: the best test
+    recall of any epoch, the published protocol, which selects on the test split.
+    """
+    chosen = {"val": max(curve, key=lambda point: point["val"]["r_mean"]), "last": curve[-1],
+              "best": max(curve, key=lambda point: point["test"]["r_mean"])}
+    return {protocol: point["test"] for protocol, point in chosen.items()} | {"val_r_mean": chosen["val"]["val"]["r_mean"]}
+
+
+def summarise(values):
+    """{"mean", "std", "n"} of numbers; the sample standard deviation, 0 for a single one."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0, "n": len(values)}
+
+
+def summarise_students(students):
+    """The headline (protocol val) at top level, every protocol under its name, and the students themselves."""
+    protocols = {protocol: {key: summarise([student[protocol][key] for student in students]) for key in METRICS} for protocol in PROTOCOLS}
+    return protocols["val"] | {"protocols": protocols, "val_r_mean": summarise([student["val_r_mean"] for student in students]),
+                               "students": students}
+
+
+def evaluate_synthetic_set(synthetic, task, make_model, *, num_eval=5, epochs=100, batch_size=128, loss_type="WBCE", temperature=0.07,
+                           lrs=None, seed=0, device="cpu", progress=True):
+    """Recall of `num_eval` fresh students trained on the set, each under its own seed; see `summarise_students`.
+
+    make_model() -> TwoTower, called once a student under that student's seed. lrs: (image, text) learning rates; the set's own if
+    None. Raises UserError when a student diverges.
+    """
+    synthetic = synthetic.to(device)
+    lr_img, lr_txt = lrs or (float(synthetic.lr_img), float(synthetic.lr_txt))
+    measured = {max(1, round(epochs * k / _MEASUREMENTS)) for k in range(1, _MEASUREMENTS + 1)}
+    students = []
+    bar = tqdm(total=num_eval * epochs, desc="students", disable=not progress, leave=False)
+    for number in range(num_eval):
+        student_seed = derive_seed(seed, "student", number)
+        with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+            torch.manual_seed(student_seed)
+            model = make_model().to(device)
+            training = train_student(model, synthetic, epochs=epochs, batch_size=batch_size, loss_fn=LOSSES[loss_type], temperature=temperature,
+                                     lr_img=lr_img, lr_txt=lr_txt, generator=generator(student_seed))
+            curve = []
+            for epoch, loss in training:
+                bar.update()
+                if epoch in measured:
+                    recalls = {split: gallery_recall(model, gallery, device) for split, gallery in task.galleries.items()}
+                    curve.append({"epoch": epoch, "train_loss": loss} | recalls)
+        students.append(choose_epochs(curve) | {"seed": student_seed, "curve": curve})
+    bar.close()
+    return summarise_students(students) | {"pairs": len(synthetic), "loss": loss_type, "lr_img": lr_img, "lr_txt": lr_txt, "epochs": epochs}
+
+
+def format_table(rows):
+    """Aligned text of {name: result}: mean +- std of every metric, by the val protocol."""
+    header = ["", *METRICS, "n"]
+    lines = [[name, *(f"{result[key]['mean']:.1f} ± {result[key]['std']:.1f}" for key in METRICS), str(result["r_mean"]["n"])]
+             for name, result in rows.items()]
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
+                     for line in [header, *lines])
+
+
+def find_checkpoint(path):
+    """The file itself, or of a run's folder the set that was best on val (the last one where nothing was evaluated)."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    steps = sorted(int(match[1]) for file in path.iterdir() if (match := re.fullmatch(r"distilled_(\d+)\.pt", file.name)))
+    if not steps:
+        raise UserError(f"--ckpt_path {path} holds no distilled_*.pt.")
+    step = read_json(path / "results.json", {}).get("selected_step", steps[-1])
+    return path / f"distilled_{step}.pt"
+
+
+def require_fits(synthetic, task, path):
+    """UserError unless the set's texts are embeddings of the task's text encoder and its images have the task's size."""
+    if synthetic.texts.shape[1] != task.text_dim:
+        raise UserError(f"{path} holds text embeddings of width {synthetic.texts.shape[1]}, but --text_encoder {task.text_encoder} "
+                        f"gives {task.text_dim}: evaluate with the text encoder of the set ({synthetic.meta.get('text_encoder', 'unknown')}).")
+    made_with = synthetic.meta.get("text_fingerprint", task.text_fingerprint)
+    if made_with != task.text_fingerprint:
+        raise UserError(f"{path} was made with other weights of the text encoder ({synthetic.meta['text_encoder']}) than "
+                        f"--text_encoder {task.text_encoder} has here.")
+    if synthetic.images.shape[-1] != task.image_size:
+        raise UserError(f"{path} holds images of {synthetic.images.shape[-1]} pixels, but --image_size is {task.image_size}.")
+
+
+def random_baselines(task, n, learned_lrs, loss_type, evaluate):
+    """The rows `random` (InfoNCE, the literature's baseline) and `random_same_loss`, at the better learning rates of .1 and the learned.
+
+    The better of the two is chosen on val, as everything is. evaluate(synthetic, loss_type=, lrs=) -> result.
+    """
+    pairs = real_set(task, select("random", task, n, generator(0, "coreset")), {})
+    rows = {}
+    for row, loss in {"random": "InfoNCE", "random_same_loss": loss_type}.items():
+        results = []
+        for lrs in ((0.1, 0.1), learned_lrs):
+            try:
+                results.append(evaluate(pairs, loss_type=loss, lrs=lrs))
+            except UserError as error:
+                tqdm.write(f"{row} at learning rates {lrs}: {error}")
+        if not results:
+            raise UserError(f"The baseline {row} diverged at every learning rate tried.")
+        rows[row] = max(results, key=lambda result: result["val_r_mean"]["mean"])
+    return rows
+
+
+def experts_row(folder):
+    """The row `full`: the experts of a buffer folder, from the results that buffer.py left beside each."""
+    files = sorted(Path(folder).glob("results_*.json"))
+    if not files:
+        raise UserError(f"{folder} holds no results_*.json of experts: train them with buffer.py, or leave --baselines off.")
+    return summarise_students([choose_epochs(read_json(file)["curve"]) for file in files])
+
+
+def main(argv=None):
+    args = config.parse(config.evaluate_parser(__doc__), argv)
+    path = find_checkpoint(args.ckpt_path)
+    synthetic = SyntheticSet.load(path)
+    run = Run(args, "evaluate", default_name=path.parent.name, directory=path.parent)
+    task = RetrievalTask.from_flags(args, run.device)
+    require_fits(synthetic, task, path)
+    loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
+
+    def make_model():
+        return build_model(args.image_encoder, task.text_dim, pretrained=args.image_pretrained, checkpoint_dir=args.checkpoint_dir,
+                           trainable=args.image_trainable)
+
+    def evaluate(synthetic, loss_type, lrs=None):
+        return evaluate_synthetic_set(synthetic, task, make_model, num_eval=args.num_eval, epochs=args.epoch_eval_train, batch_size=args.batch_eval,
+                                      loss_type=loss_type, temperature=args.temperature, lrs=lrs, seed=derive_seed(args.seed, "evaluate"),
+                                      device=run.device)
+
+    rows = {}
+    if args.baselines:
+        learned_lrs = (float(synthetic.lr_img), float(synthetic.lr_txt))
+        rows |= random_baselines(task, len(synthetic), learned_lrs, loss_type, evaluate)
+    rows["distilled"] = evaluate(synthetic, loss_type) | {"file": path.name}
+    if args.baselines:
+        rows["full"] = experts_row(buffer_folder(args.buffer_path, args.dataset, args.image_encoder, args.text_encoder, "InfoNCE", not args.no_aug))
+    run.update_results(rows)
+    run.log(synthetic.meta.get("step", 0), {f"Evaluate/{row}/{key}": result[key]["mean"] for row, result in rows.items() for key in METRICS})
+    run.finish()
+    print(f"{path}: {len(synthetic)} pairs, test recall in %, epoch chosen on val")
+    print(format_table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

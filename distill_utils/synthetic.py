@@ -1,0 +1,101 @@
+"""The synthetic set: images, text embeddings, their similarity and the learned learning rates, in memory and on disk.
+
+    images, texts, similarity = SyntheticSet.load("distilled_3000.pt").tensors()
+    loader = SyntheticSet.load("distilled_3000.pt").loader(batch_size=128)
+"""
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from data.transforms import CLIP_MEAN, CLIP_STD, denormalise
+from distill_utils.errors import UserError
+from distill_utils.files import load_tensors, save_tensors
+from distill_utils.similarity import FullSimilarity, build_similarity
+
+
+class SyntheticSet(nn.Module):
+    """N learned pairs: `images` [N, 3, H, W] normalised, `texts` [N, T] embeddings, `similarity()` [N, N], `lr_img`, `lr_txt`.
+
+    A coreset is a synthetic set of real pairs whose similarity is the identity. `meta` says what the set was made with.
+    """
+
+    def __init__(self, images, texts, similarity, lr_img=0.1, lr_txt=0.1, meta=None):
+        super().__init__()
+        n = len(images)
+        if images.dim() != 4 or texts.dim() != 2 or len(texts) != n or similarity().shape != (n, n):
+            raise UserError(f"A synthetic set needs images [N, 3, H, W], texts [N, T] and a similarity [N, N], not "
+                            f"{list(images.shape)}, {list(texts.shape)} and {list(similarity().shape)}.")
+        self.images = nn.Parameter(images)
+        self.texts = nn.Parameter(texts)
+        self.similarity = similarity
+        self.lr_img = nn.Parameter(torch.as_tensor(lr_img, dtype=texts.dtype).clone())
+        self.lr_txt = nn.Parameter(torch.as_tensor(lr_txt, dtype=texts.dtype).clone())
+        self.meta = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD)} | (meta or {})
+
+    def __len__(self):
+        return len(self.images)
+
+    def minibatch(self, ids):
+        """Images [B, 3, H, W], texts [B, T] and the similarity block [B, B] of the pairs `ids` (LongTensor [B])."""
+        return self.images[ids], self.texts[ids], self.similarity(ids)
+
+    @torch.no_grad()
+    def tensors(self):
+        """Images, texts and S, detached."""
+        return self.images.detach(), self.texts.detach(), self.similarity().detach().clone()
+
+    def pixels(self):
+        """The images in [0, 1], [N, 3, H, W]."""
+        return denormalise(self.images.detach(), self.meta["mean"], self.meta["std"])
+
+    def loader(self, batch_size, shuffle=True, generator=None):
+        """A DataLoader of (images, texts, similarity block): every pair once an epoch."""
+        def collate(ids):
+            with torch.no_grad():
+                return self.minibatch(torch.tensor(ids, device=self.images.device))
+        return DataLoader(range(len(self)), batch_size, shuffle=shuffle, generator=generator, collate_fn=collate)
+
+    @torch.no_grad()
+    def save(self, path):
+        """Write the set atomically: the reference's keys, plus `meta`."""
+        similarity = self.similarity
+        kind = {"sim_type": similarity.kind}
+        if similarity.kind == "lowrank":
+            kind |= {"sim_rank": similarity.rank, "alpha": similarity.alpha}
+        save_tensors(path, {
+            "image": self.images.detach().cpu(), "text": self.texts.detach().cpu(),
+            "similarity_params": [parameter.detach().cpu() for parameter in similarity.parameters()],
+            "similarity_mat": similarity().detach().cpu(),
+            "syn_lr_img": self.lr_img.detach().cpu(), "syn_lr_txt": self.lr_txt.detach().cpu(),
+            "meta": self.meta | kind,
+        })
+
+    @classmethod
+    def load(cls, path):
+        """A set that this project or the reference wrote (a bare dict without `meta`: its S is then a full matrix)."""
+        saved = load_tensors(path)
+        keys = ("image", "text", "similarity_mat", "syn_lr_img", "syn_lr_txt")
+        bad = [key for key in keys if not isinstance(saved, dict) or not isinstance(saved.get(key), torch.Tensor)]
+        if bad:
+            raise UserError(f"{path} is not a synthetic set: the tensor {bad[0]!r} is missing.")
+        meta = saved.get("meta") or {}
+        if not isinstance(meta, dict):
+            raise UserError(f"{path} is not a synthetic set: its meta must be a dict.")
+        similarity = _load_similarity(saved, meta, path)
+        return cls(saved["image"].float(), saved["text"].float(), similarity, saved["syn_lr_img"].float().squeeze(),
+                   saved["syn_lr_txt"].float().squeeze(), meta)
+
+
+@torch.no_grad()
+def _load_similarity(saved, meta, path):
+    matrix = saved["similarity_mat"].float()
+    if "sim_type" not in meta:
+        return FullSimilarity(len(matrix), matrix)
+    similarity = build_similarity(meta["sim_type"], len(matrix), rank=meta.get("sim_rank", 1), alpha=meta.get("alpha", 1.0))
+    parameters = saved.get("similarity_params", [])
+    if [value.shape for value in parameters] != [own.shape for own in similarity.parameters()]:
+        raise UserError(f"{path}: similarity_params do not belong to a {meta['sim_type']} similarity of {len(matrix)} pairs.")
+    for own, value in zip(similarity.parameters(), parameters):
+        own.copy_(value)
+    return similarity

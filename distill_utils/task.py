@@ -1,0 +1,132 @@
+"""The retrieval task: train pairs, val and test galleries, every caption already an embedding."""
+
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from data import build_datasets
+from data.transforms import normalise, test_transform
+from distill_utils.errors import UserError
+from distill_utils.losses import identity_target
+from networks.text_encoders import TOY, build_text_encoder, embed_captions, ensure_toy_bert
+
+_CACHE_BYTES = 8 << 30  # train images are kept decoded up to this
+
+
+@dataclass
+class Gallery:
+    """Images uint8 [N, 3, H, W], texts [M, T], captions [M], txt2img LongTensor [M]."""
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    captions: list
+    txt2img: torch.Tensor
+
+
+def _require_files(paths):
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing:
+        raise UserError(f"{missing} does not exist: give the folder of the images with --image_root.")
+
+
+def _batches(loader):
+    """The loader's batches; a worker's UserError comes out as its own sentence, not as the worker's stack trace."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
+
+
+def _decode(dataset, num_workers, what):
+    """All images of a dataset, uint8 [N, 3, H, W]."""
+    loader = DataLoader(dataset, batch_size=64, num_workers=num_workers if len(dataset) > 500 else 0)
+    images = []
+    for batch in tqdm(_batches(loader), total=len(loader), desc=f"decoding {what}", disable=len(dataset) <= 500):
+        images.append(batch[0] if isinstance(batch, list) else batch)
+    return torch.cat(images)
+
+
+class RetrievalTask:
+    """Everything that is about the real data; nothing in it is learned.
+
+    `train.captions`, `train.image_index` and `train_texts` [P, T] describe the pairs; `galleries` has "val" and "test".
+    """
+
+    def __init__(self, dataset, text_encoder="bert", *, image_root=None, ann_root=None, image_size=224, augment=True, toy_sizes=None,
+                 checkpoint_dir="distill_utils/checkpoints", text_pretrained=True, num_workers=2, device="cpu"):
+        self.dataset, self.image_size, self.augment, self.num_workers = dataset, image_size, augment, num_workers
+        sizes = {"toy_sizes": toy_sizes} if toy_sizes else {}
+        self.train, *held_out = build_datasets(dataset, image_root, ann_root, image_size=image_size, augment=augment, **sizes)
+        for split in (self.train, *held_out):
+            _require_files(split.image_paths)
+        name = str(ensure_toy_bert(self.train.captions, checkpoint_dir)) if text_encoder == TOY else text_encoder
+        encoder = build_text_encoder(name, pretrained=text_pretrained, checkpoint_dir=checkpoint_dir)
+        self.text_encoder, self.text_fingerprint = text_encoder, encoder.fingerprint()
+        cache_dir = Path(checkpoint_dir) / "caption_embeddings"
+        self.train_texts, *texts = (embed_captions(encoder, split.captions, cache_dir=cache_dir, device=device)
+                                    for split in (self.train, *held_out))
+        self.galleries = {
+            split: Gallery(_decode(gallery, num_workers, f"{split} images"), embeddings, gallery.captions, gallery.txt2img)
+            for split, gallery, embeddings in zip(("val", "test"), held_out, texts)
+        }
+        self._train_images = None
+
+    @classmethod
+    def from_flags(cls, args, device):
+        """The task that the data and model flags of any of the programs describe."""
+        return cls(args.dataset, args.text_encoder, image_root=args.image_root, ann_root=args.ann_root, image_size=args.image_size,
+                   augment=not args.no_aug, toy_sizes=args.toy_size, checkpoint_dir=args.checkpoint_dir, text_pretrained=args.text_pretrained,
+                   num_workers=args.num_workers, device=device)
+
+    def describe(self):
+        """What experts and synthetic sets of this task must agree in."""
+        return {"dataset": self.dataset, "image_size": self.image_size, "text_encoder": self.text_encoder, "text_fingerprint": self.text_fingerprint}
+
+    @property
+    def text_dim(self):
+        return self.train_texts.shape[1]
+
+    def _first_pairs(self):
+        """For every train image the first of its pairs, [I]."""
+        first = torch.full((len(self.train.image_paths),), len(self.train))
+        return first.scatter_reduce(0, self.train.image_index, torch.arange(len(self.train)), "amin")
+
+    def sample_pairs(self, n, generator):
+        """n random train pairs of n different images, LongTensor [n]."""
+        images = len(self.train.image_paths)
+        if n > images:
+            raise UserError(f"--num_queries {n} asks for more pairs than the {images} train images of {self.dataset}.")
+        order = torch.randperm(len(self.train), generator=generator)
+        image = self.train.image_index[order]
+        first = torch.full((images,), len(order)).scatter_reduce(0, image, torch.arange(len(order)), "amin")  # in shuffled order
+        return order[first.sort().values[:n]]
+
+    def real_pairs(self, pairs):
+        """Normalised images [n, 3, H, W] without augmentation, texts [n, T] and captions of the train pairs `pairs`."""
+        plain = copy(self.train)  # shares the annotations
+        plain.transform = test_transform(self.image_size)
+        return normalise(_decode(Subset(plain, pairs.tolist()), 0, "real pairs")), self.train_texts[pairs], [self.train.captions[p] for p in pairs]
+
+    def train_batches(self, batch_size, generator, device):
+        """One epoch over all real pairs in random order: images [B, 3, H, W], texts [B, T], the identity [B, B]."""
+        for images, pairs in self._image_batches(batch_size, generator):
+            texts = self.train_texts[pairs].to(device)
+            yield normalise(images.to(device)), texts, identity_target(len(pairs), texts)
+
+    def _image_batches(self, batch_size, generator):
+        size = 3 * self.image_size**2 * len(self.train.image_paths)
+        if self.augment or size > _CACHE_BYTES:
+            workers = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+            yield from _batches(DataLoader(self.train, batch_size, shuffle=True, generator=generator, **workers))
+            return
+        if self._train_images is None:  # without augmentation an image is always the same: decoded once
+            self._train_images = _decode(Subset(self.train, self._first_pairs().tolist()), self.num_workers, "train images")
+        for pairs in torch.randperm(len(self.train), generator=generator).split(batch_size):
+            yield self._train_images[self.train.image_index[pairs]], pairs
+
+    def num_batches(self, batch_size):
+        return -(-len(self.train) // batch_size)

@@ -1,0 +1,157 @@
+"""Expert trajectories on disk, in the reference's format: who writes them, who samples a start and a target.
+
+`<folder>/{img,txt}_replay_buffer_{n}.pt` each hold a list of experts, an expert a list of snapshots (before training and
+after each epoch), a snapshot the tower's parameters in order. `meta.yaml` beside them says what they are weights of.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+
+from distill_utils.errors import UserError
+from distill_utils.files import load_tensors, save_tensors, write_text
+
+TOWERS = ("img", "txt")
+# The keys of meta.yaml in which an expert and its student must agree -> the flag that sets them.
+_MUST_AGREE = {"dataset": "--dataset", "image_encoder": "--image_encoder", "text_encoder": "--text_encoder", "image_size": "--image_size",
+               "image_pretrained": "--image_pretrained", "image_trainable": "--image_trainable",
+               "text_fingerprint": "the weights of --text_encoder"}
+
+
+class Weights(NamedTuple):
+    """Something per tower; mostly its parameters as one flat vector."""
+
+    img: torch.Tensor
+    txt: torch.Tensor
+
+
+def tower_parameters(model):
+    """Per tower, the (name in the model, parameter) pairs that training moves, in parameter order."""
+    return Weights(*(
+        [(f"{tower}.{name}", parameter) for name, parameter in getattr(model, tower).named_parameters() if parameter.requires_grad]
+        for tower in ("image_encoder", "text_projection")
+    ))
+
+
+def snapshot(model):
+    """Per tower, a list of copies of its parameters on the CPU (a copy there too: `.cpu()` alone would alias them)."""
+    return Weights(*([parameter.detach().to("cpu", copy=True) for _, parameter in tower] for tower in tower_parameters(model)))
+
+
+def flatten(tensors):
+    """One vector of a tower's parameters."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def buffer_folder(buffer_path, dataset, image_encoder, text_encoder, loss_type, augment):
+    """The folder of one kind of expert under `buffer_path`."""
+    encoders = f"{image_encoder}_{Path(text_encoder).name}"
+    return Path(buffer_path) / dataset / encoders / (loss_type + ("" if augment else "_NoAug"))
+
+
+def expert_files(folder, n):
+    return Weights(*(Path(folder) / f"{tower}_replay_buffer_{n}.pt" for tower in TOWERS))
+
+
+def write_expert(folder, n, snapshots):
+    """Both files of expert n from its snapshots; the text file last, so that a pair of files is a whole expert."""
+    for path, tower_snapshots in zip(expert_files(folder, n), zip(*snapshots)):
+        save_tensors(path, [list(tower_snapshots)])
+
+
+def describe_towers(model):
+    """Names and shapes of the parameters, for meta.yaml."""
+    return {tower: [[name, list(parameter.shape)] for name, parameter in pairs] for tower, pairs in zip(TOWERS, tower_parameters(model))}
+
+
+def write_meta(folder, meta):
+    write_text(Path(folder) / "meta.yaml", yaml.safe_dump(meta, sort_keys=False))
+
+
+def read_meta(folder):
+    """meta.yaml as a dict; empty for a buffer of the reference, which has none."""
+    path = Path(folder) / "meta.yaml"
+    try:
+        meta = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} must hold keys and values, as buffer.py writes it.")
+    return meta
+
+
+def require_same_experts(folder, wanted):
+    """UserError unless the experts in `folder` were made as `wanted` says (keys of meta.yaml; those absent are not compared)."""
+    meta = read_meta(folder)
+    for key, flag in _MUST_AGREE.items():
+        if key in meta and key in wanted and meta[key] != wanted[key]:
+            raise UserError(f"The experts in {folder} were trained with {key} {meta[key]!r}, but this run has {wanted[key]!r} ({flag}).")
+
+
+class ExpertTrajectories:
+    """The experts of a folder, memory-mapped: sampling reads two snapshots, not the file."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        numbers = [sorted(int(match[1]) for path in self.folder.glob(f"{tower}_replay_buffer_*.pt")
+                          if (match := re.fullmatch(rf"{tower}_replay_buffer_(\d+)\.pt", path.name))) for tower in TOWERS]
+        complete = sorted(set(numbers[0]) & set(numbers[1]))
+        if not complete:
+            raise UserError(f"{self.folder} holds no experts ({{img,txt}}_replay_buffer_n.pt): train them with buffer.py, "
+                            "with the same --buffer_path, data set and encoders.")
+        self._experts = []  # (img snapshots, txt snapshots, where they come from)
+        for n in complete:
+            files = expert_files(self.folder, n)
+            towers = [self._read(path) for path in files]
+            if len(towers[0]) != len(towers[1]):
+                raise UserError(f"{files.img} holds {len(towers[0])} experts but {files.txt} holds {len(towers[1])}: they are not of one run.")
+            self._experts += [(img, txt, f"{files.img}, expert {i}") for i, (img, txt) in enumerate(zip(*towers))]
+        for img, txt, source in self._experts:
+            if len(img) != len(txt):
+                raise UserError(f"{source} has {len(img)} image snapshots but {len(txt)} text snapshots.")
+
+    @staticmethod
+    def _read(path):
+        experts = load_tensors(path, mmap=True)
+        sound = isinstance(experts, list) and experts and all(
+            isinstance(expert, list) and expert and all(
+                isinstance(shot, (list, tuple)) and shot and all(isinstance(value, torch.Tensor) for value in shot) for shot in expert)
+            for expert in experts)
+        if not sound:
+            raise UserError(f"{path} is not a list of experts, each a list of snapshots, each a list of tensors.")
+        return experts
+
+    def __len__(self):
+        return len(self._experts)
+
+    def require_fits(self, model, last_start_epoch, expert_epochs):
+        """UserError unless every snapshot has the model's shapes and every expert reaches the last target epoch."""
+        wanted = [[tuple(parameter.shape) for _, parameter in tower] for tower in tower_parameters(model)]
+        for img, txt, source in self._experts:
+            if len(img) <= last_start_epoch + expert_epochs:
+                raise UserError(f"{source} has {len(img) - 1} epochs, but --max_start_epoch and --expert_epochs ask for "
+                                f"epoch {last_start_epoch + expert_epochs}.")
+            for tower, shots, shapes in zip(TOWERS, (img, txt), wanted):
+                if any([tuple(value.shape) for value in shot] != shapes for shot in shots):
+                    raise UserError(f"{source}: the {tower} parameters do not have the shapes of this run's model; "
+                                    "are --image_encoder, --text_encoder and --image_trainable those of the experts?")
+
+    def sample(self, max_start_epoch, expert_epochs, generator):
+        """A random expert's weights at epoch s < max_start_epoch and at s + expert_epochs: two flat `Weights` on the CPU."""
+        expert, start = self.draw(max_start_epoch, generator)
+        return self.pair(expert, start, expert_epochs)
+
+    def draw(self, max_start_epoch, generator):
+        """A random (expert, start epoch)."""
+        expert = int(torch.randint(len(self._experts), (), generator=generator))
+        return expert, int(torch.randint(max_start_epoch, (), generator=generator))
+
+    def pair(self, expert, start, expert_epochs):
+        """Start and target of a given expert and epoch."""
+        towers = self._experts[expert][:2]
+        return tuple(Weights(*(flatten(tower[epoch]) for tower in towers)) for epoch in (start, start + expert_epochs))

@@ -1,0 +1,50 @@
+"""Image encoders through timm: pooled features, never class logits."""
+
+from pathlib import Path
+
+import timm
+import torch
+
+from distill_utils.errors import UserError
+
+# The names the published recipes use -> (timm name, checkpoint file looked for before the hub).
+_ALIASES = {"nfnet": ("nfnet_l0", "nfnet_l0_ra2-45c6688d.pth")}
+
+
+def build_image_encoder(name, pretrained, checkpoint_dir):
+    """A timm model without its classifier: images [B, 3, H, W] to features [B, num_features].
+
+    Pretrained weights come from a file in `checkpoint_dir` (an alias's own name, or `<timm name>.pth`) if it is there,
+    from timm's hub otherwise. Raises UserError for an unknown name and for weights that cannot be had.
+    """
+    timm_name, file_name = _ALIASES.get(name, (name, f"{name}.pth"))
+    if not timm.is_model(timm_name):
+        raise UserError(f"--image_encoder {name!r} is neither {', '.join(_ALIASES)} nor the name of a timm model.")
+    checkpoint = Path(checkpoint_dir) / file_name
+    from_hub = pretrained and not checkpoint.exists()
+    try:
+        model = timm.create_model(timm_name, pretrained=from_hub, num_classes=0)
+    except (OSError, RuntimeError) as error:
+        if not from_hub:
+            raise
+        raise UserError(f"No pretrained weights for {name!r}: {checkpoint} does not exist and timm's hub gave none "
+                        f"({_first_line(error)}); download them, or pass --image_pretrained false.") from error
+    if pretrained and not from_hub:
+        _load_checkpoint(model, checkpoint)
+    return model
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _load_checkpoint(model, path):
+    """Weights of the whole classifier into the model without its head; anything else that differs is an error."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head.fc"
+        heads = (classifier,) if isinstance(classifier, str) else classifier
+        weights = {name: value for name, value in weights.items() if not name.startswith(tuple(f"{head}." for head in heads))}
+        model.load_state_dict(weights)
+    except Exception as error:  # torch.load raises many types for a broken file; all mean the same to the user
+        raise UserError(f"{path} does not hold weights for {type(model).__name__}: {_first_line(error)}") from error

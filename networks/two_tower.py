@@ -1,0 +1,58 @@
+"""The CLIP-style student: an image tower and a projection head on cached text embeddings."""
+
+import torch.nn.functional as F
+from torch import nn
+
+from networks.image_encoders import build_image_encoder
+
+
+class ProjectionHead(nn.Module):
+    """Linear, GELU, Linear, dropout, residual from the first Linear, LayerNorm: [B, in] to [B, out] (LoRS, appendix)."""
+
+    def __init__(self, in_features, out_features, dropout=0.1):
+        super().__init__()
+        self.projection = nn.Linear(in_features, out_features)
+        self.gelu = nn.GELU()
+        self.fc = nn.Linear(out_features, out_features)
+        self.dropout = nn.Dropout(dropout)
+        self.layer_norm = nn.LayerNorm(out_features)
+
+    def forward(self, features):
+        projected = self.projection(features)
+        return self.layer_norm(projected + self.dropout(self.fc(self.gelu(projected))))
+
+
+class TwoTower(nn.Module):
+    """Images [B, 3, H, W] and text embeddings [B, T] to unit features, each [B, D].
+
+    The parameters of a tower that require gradients, in parameter order, are what trajectories store and matching moves.
+    """
+
+    def __init__(self, image_encoder, text_projection):
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_projection = text_projection
+
+    def encode_images(self, images):
+        return F.normalize(self.image_encoder(images), dim=-1)
+
+    def encode_texts(self, texts):
+        return F.normalize(self.text_projection(texts), dim=-1)
+
+    def forward(self, images, texts):
+        return self.encode_images(images), self.encode_texts(texts)
+
+
+def build_model(image_encoder, text_dim, *, pretrained, checkpoint_dir, trainable=True):
+    """A student: the named image encoder and a fresh head for text embeddings of `text_dim`.
+
+    With `trainable=False` the encoder is frozen and the image tower trains a projection head on its features.
+    """
+    encoder = build_image_encoder(image_encoder, pretrained, checkpoint_dir)
+    width = encoder.num_features
+    if hasattr(encoder, "head_hidden_size"):  # timm: the pooled width where it differs from that of the feature map
+        width = encoder.head_hidden_size
+    if not trainable:
+        encoder.requires_grad_(False)
+        encoder = nn.Sequential(encoder, ProjectionHead(width, width))
+    return TwoTower(encoder, ProjectionHead(text_dim, width))

@@ -1,0 +1,39 @@
+"""Small networks and data that the tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from networks.two_tower import ProjectionHead, TwoTower
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+
+
+class TinyEncoder(nn.Module):
+    """Two smooth convolutions and a pool, with a frozen scale: enough to be an image tower, in any dtype."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, stride=2)
+        self.second = nn.Conv2d(4, width, 2)
+        self.frozen = nn.Parameter(torch.ones(width), requires_grad=False)
+
+    def forward(self, images):
+        return self.second(self.first(images).tanh()).tanh().mean(dim=(2, 3)) * self.frozen
+
+
+def tiny_model(width=5, text_dim=6, dropout=0.5, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    return TwoTower(TinyEncoder(width), ProjectionHead(text_dim, width, dropout)).to(dtype)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real test data, where there is one."""
+    folder = Path(os.environ.get("LORS_SHARED", "../shared"))
+    if not (folder / "real").is_dir():
+        pytest.skip(f"no real test data: {folder}/real does not exist (set LORS_SHARED)")
+    return folder / "real"

@@ -1,0 +1,146 @@
+"""The matching gradient against autograd through the whole unroll, in float64, with dropout .5 alive."""
+
+import pytest
+import torch
+from conftest import tiny_model
+from torch import nn
+from torch.func import functional_call
+
+from distill_utils.errors import UserError
+from distill_utils.losses import LOSSES
+from distill_utils.matching import matching_step
+from distill_utils.similarity import build_similarity
+from distill_utils.synthetic import SyntheticSet
+from distill_utils.trajectory import Weights, flatten, tower_parameters
+
+PAIRS, BATCH, TEXT_DIM, TAU = 7, 4, 6, 0.5
+
+
+def problem(sim_type="lowrank", steps=4, seed=0, dtype=torch.float64):
+    """(model, synthetic set with every parameter away from its start, start, target, minibatches)."""
+    model = tiny_model(text_dim=TEXT_DIM, dtype=dtype).train()
+    torch.manual_seed(seed)
+    synthetic = SyntheticSet(torch.randn(PAIRS, 3, 9, 8), torch.randn(PAIRS, TEXT_DIM), build_similarity(sim_type, PAIRS, rank=2, alpha=1.5), 0.3, 0.2)
+    synthetic = synthetic.to(dtype)
+    with torch.no_grad():
+        for parameter in synthetic.similarity.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    start = Weights(*(flatten([p.detach() for _, p in tower]) for tower in tower_parameters(model)))
+    target = Weights(*(vector + 0.1 * torch.randn_like(vector) for vector in start))
+    minibatches = [torch.randperm(PAIRS)[:BATCH] for _ in range(steps)]
+    return model, synthetic, start, target, minibatches
+
+
+def unrolled(model, synthetic, start, target, minibatches, loss_fn, truncated=False, merge=False):
+    """The slow, obvious twin: every inner step stays in one autograd graph, in the order of the definition.
+
+    For `truncated`, theta_t is held constant inside g_t while theta_T = theta_0 - sum eta g_t still depends on every z_t.
+    """
+    seeds = torch.randint(1 << 62, (len(minibatches),)).tolist()
+    towers = tower_parameters(model)
+    theta = total = [vector.clone().requires_grad_() for vector in start]
+    lrs = (synthetic.lr_img, synthetic.lr_txt)
+    for ids, seed in zip(minibatches, seeds):
+        inputs = [vector.detach().requires_grad_() if truncated else vector for vector in theta]
+        parameters = {}
+        for vector, tower in zip(inputs, towers):
+            offset = 0
+            for name, parameter in tower:
+                parameters[name] = vector[offset:offset + parameter.numel()].reshape(parameter.shape)
+                offset += parameter.numel()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            image_features, text_features = functional_call(model, parameters, (synthetic.images[ids], synthetic.texts[ids]))
+        loss = loss_fn(image_features @ text_features.T / TAU, synthetic.similarity()[ids][:, ids])
+        gradients = torch.autograd.grad(loss, inputs, create_graph=True)
+        total = [vector - lr * g for vector, lr, g in zip(total, lrs, gradients)]
+        theta = total
+    distances = [(vector - goal).pow(2).sum() for vector, goal in zip(total, target)]
+    scales = [(vector - goal).pow(2).sum() for vector, goal in zip(start, target)]
+    grand = sum(distances) / sum(scales) if merge else sum(d / s for d, s in zip(distances, scales))
+    parameters = dict(synthetic.named_parameters())
+    return grand, dict(zip(parameters, torch.autograd.grad(grand, list(parameters.values()), materialize_grads=True)))
+
+
+def assert_same(synthetic, expected, tolerance):
+    for name, parameter in synthetic.named_parameters():
+        error = (parameter.grad - expected[name]).norm() / expected[name].norm()
+        assert expected[name].norm() > 0 and error < tolerance, f"{name}: relative error {error:.2e}"
+
+
+def compare(problem_, loss_fn, tolerance, *, gradient, second_order, merge=False):
+    torch.manual_seed(5)
+    grand, expected = unrolled(*problem_, loss_fn, truncated=gradient == "truncated", merge=merge)
+    torch.manual_seed(5)
+    loss = matching_step(*problem_, loss_fn, gradient=gradient, second_order=second_order, merge_towers=merge, temperature=TAU)
+    assert float(loss.grand) == pytest.approx(float(grand), rel=1e-10)
+    assert_same(problem_[1], expected, tolerance)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+@pytest.mark.parametrize("gradient", ["full", "truncated"])
+@pytest.mark.parametrize("second_order, tolerance", [("forward", 1e-9), ("reverse", 1e-9), ("finite", 1e-5)])
+def test_equals_the_unroll(steps, gradient, second_order, tolerance):
+    compare(problem(steps=steps), LOSSES["WBCE"], tolerance, gradient=gradient, second_order=second_order)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("sim_type", ["lowrank", "full", "identity"])
+def test_every_loss_and_similarity(loss, sim_type):
+    compare(problem(sim_type), LOSSES[loss], 1e-9, gradient="full", second_order="forward")
+
+
+@pytest.mark.parametrize("gradient", ["full", "truncated"])
+def test_merged_objective(gradient):
+    compare(problem(), LOSSES["InfoNCE"], 1e-9, gradient=gradient, second_order="reverse", merge=True)
+
+
+def test_full_and_truncated_differ_only_beyond_one_step():
+    for steps, same in ((1, True), (4, False)):
+        grads = []
+        for gradient in ("full", "truncated"):
+            torch.manual_seed(5)
+            model, synthetic, *rest = problem(steps=steps)
+            matching_step(model, synthetic, *rest, LOSSES["WBCE"], gradient=gradient, temperature=TAU)
+            grads.append(synthetic.images.grad.clone())
+        assert torch.allclose(*grads, rtol=1e-10, atol=1e-14) == same
+
+
+def test_target_equal_to_the_end_gives_no_gradient():
+    model, synthetic, start, _, minibatches = problem()
+    model.eval()
+    path_end = _train(model, synthetic, start, minibatches)
+    for second_order in ("forward", "finite"):
+        loss = matching_step(model, synthetic, start, path_end, minibatches, LOSSES["WBCE"], gradient="full", second_order=second_order, temperature=TAU)
+        assert float(loss.grand) < 1e-20
+        assert all(parameter.grad.abs().max() < 1e-8 for parameter in synthetic.parameters())
+
+
+def _train(model, synthetic, start, minibatches):
+    """Plain SGD with torch.optim, as a student would."""
+    towers = tower_parameters(model)
+    optimizer = torch.optim.SGD([{"params": [p for _, p in tower], "lr": float(lr)} for tower, lr in zip(towers, (synthetic.lr_img, synthetic.lr_txt))])
+    for ids in minibatches:
+        image_features, text_features = model(synthetic.images[ids].detach(), synthetic.texts[ids].detach())
+        optimizer.zero_grad()
+        LOSSES["WBCE"](image_features @ text_features.T / TAU, synthetic.similarity(ids).detach()).backward()
+        optimizer.step()
+    return Weights(*(flatten([p.detach().clone() for _, p in tower]) for tower in towers))
+
+
+def test_gradients_are_set_not_accumulated_and_the_model_is_left_alone():
+    model, synthetic, *rest = problem()
+    model.eval()
+    before = [p.detach().clone() for p in model.parameters()]
+    matching_step(model, synthetic, *rest, LOSSES["WBCE"], temperature=TAU)
+    first = synthetic.images.grad.clone()
+    matching_step(model, synthetic, *rest, LOSSES["WBCE"], temperature=TAU)
+    assert torch.equal(first, synthetic.images.grad)
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, model.parameters()))
+
+
+def test_running_statistics_are_refused():
+    model, synthetic, *rest = problem()
+    model.image_encoder.norm = nn.BatchNorm2d(4)
+    with pytest.raises(UserError, match="BatchNorm2d"):
+        matching_step(model, synthetic, *rest, LOSSES["WBCE"])
