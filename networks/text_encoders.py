@@ -92,11 +92,12 @@ def embed_captions(encoder, captions, *, cache_dir, device, progress=True):
 
 
 @torch.no_grad()
-def ensure_toy_bert(captions, checkpoint_dir, *, width=128, layers=2, heads=4, vocabulary=2000, seed=0):
+def ensure_toy_bert(captions, checkpoint_dir, *, width=256, layers=2, heads=4, vocabulary=2000, seed=0):
     """Write a tiny, untrained but informative BERT checkpoint for a data set's training captions; returns its folder.
 
-    Random weights of BERT's usual size give every caption nearly the same CLS vector. Larger ones mix the words, and the last
-    LayerNorm's scale and shift, set from the captions, standardise every dimension: a plain checkpoint, no code of its own.
+    Random weights give every caption nearly the same CLS vector, with the words in its small differences. The last LayerNorm's
+    scale and shift, set from the captions, standardise every dimension: a plain checkpoint, no code of its own. (Larger random
+    weights set the captions apart too, but saturate the attention: captions of one image were then no nearer than others.)
     """
     key = hashlib.sha256("\0".join([str((width, layers, heads, vocabulary, seed)), *captions]).encode()).hexdigest()[:12]
     folder = Path(checkpoint_dir) / f"{TOY}_{key}"
@@ -111,11 +112,11 @@ def ensure_toy_bert(captions, checkpoint_dir, *, width=128, layers=2, heads=4, v
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                                     intermediate_size=2 * width, max_position_embeddings=MAX_TOKENS, initializer_range=0.15))
+                                     intermediate_size=2 * width, max_position_embeddings=MAX_TOKENS))
     sample = sorted(set(captions))[:: max(1, len(set(captions)) // 4000)]
     vectors = TextEncoder(tokenizer, model)(sample, "cpu", progress=False)
     last_norm = model.encoder.layer[-1].output.LayerNorm
-    spread = vectors.std(dim=0, correction=0).clamp(min=1e-3)
+    spread = vectors.std(dim=0, correction=0).clamp(min=1e-6)
     last_norm.bias.copy_((last_norm.bias - vectors.mean(dim=0)) / spread)
     last_norm.weight.div_(spread)
     model.save_pretrained(partial)
