@@ -9,13 +9,11 @@ from distill_utils import config
 from distill_utils.errors import UserError
 from distill_utils.evaluate import METRICS, choose_epochs, gallery_recall
 from distill_utils.files import write_json
+from distill_utils.flags import made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.run import Run, derive_seed, generator, run_program
-from distill_utils.task import RetrievalTask
 from distill_utils.training import sgd, train_epoch
-from distill_utils.trajectory import (buffer_folder, describe_towers, expert_files, read_meta, require_same_experts, snapshot, write_expert,
-                                      write_meta)
-from networks import build_model
+from distill_utils.trajectory import buffer_folder, describe_towers, expert_files, read_meta, require_same_experts, snapshot, write_expert, write_meta
 
 
 def train_expert(model, task, *, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, eval_freq, generator, device, on_epoch):
@@ -26,7 +24,9 @@ def train_expert(model, task, *, epochs, batch_size, loss_fn, temperature, lr_im
     optimizer = sgd(model, lr_img, lr_txt)
     snapshots, curve = [snapshot(model)], []
     for epoch in range(1, epochs + 1):
-        batches = tqdm(task.train_batches(batch_size, generator, device), total=task.num_batches(batch_size), leave=False, desc=f"epoch {epoch}/{epochs}")
+        batches = tqdm(
+            task.train_batches(batch_size, generator, device), total=task.num_batches(batch_size), leave=False, desc=f"epoch {epoch}/{epochs}"
+        )
         loss = train_epoch(model, batches, optimizer, loss_fn, temperature)
         snapshots.append(snapshot(model))
         values = {"Loss/train_loss": loss}
@@ -37,47 +37,57 @@ def train_expert(model, task, *, epochs, batch_size, loss_fn, temperature, lr_im
     return snapshots, curve
 
 
-def prepare_folder(folder, meta, lrs):
+def prepare_folder(folder, meta):
     """Write meta.yaml, or check that the experts already there are of the same kind."""
     existing = read_meta(folder)
-    if existing:
-        require_same_experts(folder, meta)
-        for key in ("train_epochs", "batch_train", "temperature", *lrs):
-            if existing.get(key) != meta[key]:
-                raise UserError(f"The experts in {folder} have {key} {existing.get(key)}, not {meta[key]}: use another --buffer_path.")
-    else:
+    if not existing:
         write_meta(folder, meta)
+        return
+    require_same_experts(folder, meta)
+    for key in ("train_epochs", "batch_train", "temperature", "lr_teacher_img", "lr_teacher_txt"):
+        if existing.get(key) != meta[key]:
+            raise UserError(f"The experts in {folder} have {key} {existing.get(key)}, not {meta[key]}: use another --buffer_path.")
+
+
+def report_epochs(run, n, num_experts, epochs):
+    """on_epoch for expert n: a line of the log and a line of text."""
+
+    def on_epoch(epoch, values):
+        run.log(n * epochs + epoch, {"expert": n, "epoch": epoch} | values)
+        recall = f", test r_mean {values['Results/r_mean']:.1f}" if "Results/r_mean" in values else ""
+        tqdm.write(f"expert {n + 1}/{num_experts}, epoch {epoch}/{epochs}: loss {values['Loss/train_loss']:.3f}{recall}")
+
+    return on_epoch
 
 
 def main(argv=None):
     args = config.parse(config.buffer_parser(__doc__), argv)
     run = Run(args, "buffer", default_name="buffer")
-    task = RetrievalTask.from_flags(args, run.device)
+    task = open_task(args, run.device)
+    make_model = model_maker(args, task)
     folder = buffer_folder(args.buffer_path, args.dataset, args.image_encoder, args.text_encoder, args.loss_type, not args.no_aug)
+    recipe = ("train_epochs", "batch_train", "temperature", "loss_type", "lr_teacher_img", "lr_teacher_txt")
+    prepare_folder(folder, made_with(args, task) | {key: getattr(args, key) for key in recipe} | {"parameters": describe_towers(make_model())})
 
     for n in range(args.num_experts):
-        torch.manual_seed(derive_seed(args.seed, "expert", n))
-        model = build_model(args.image_encoder, task.text_dim, pretrained=args.image_pretrained, checkpoint_dir=args.checkpoint_dir,
-                            trainable=args.image_trainable).to(run.device)
-        if n == 0:
-            lrs = {"lr_teacher_img": args.lr_teacher_img, "lr_teacher_txt": args.lr_teacher_txt}
-            prepare_folder(folder, task.describe() | lrs | {
-                "image_encoder": args.image_encoder, "image_pretrained": args.image_pretrained, "image_trainable": args.image_trainable,
-                "train_epochs": args.train_epochs, "batch_train": args.batch_train, "temperature": args.temperature, "loss": args.loss_type,
-                "parameters": describe_towers(model)}, lrs)
         if all(path.exists() for path in expert_files(folder, n)):
             print(f"expert {n + 1}/{args.num_experts}: already in {folder}")
             continue
-
-        def on_epoch(epoch, values, n=n):
-            run.log(n * args.train_epochs + epoch, {"expert": n, "epoch": epoch} | values)
-            recall = f", test r_mean {values['Results/r_mean']:.1f}" if "Results/r_mean" in values else ""
-            print(f"expert {n + 1}/{args.num_experts}, epoch {epoch}/{args.train_epochs}: loss {values['Loss/train_loss']:.3f}{recall}", flush=True)
-
+        torch.manual_seed(derive_seed(args.seed, "expert", n))
         snapshots, curve = train_expert(
-            model, task, epochs=args.train_epochs, batch_size=args.batch_train, loss_fn=LOSSES[args.loss_type], temperature=args.temperature,
-            lr_img=args.lr_teacher_img, lr_txt=args.lr_teacher_txt, eval_freq=args.eval_freq, generator=generator(args.seed, "batches", n),
-            device=run.device, on_epoch=on_epoch)
+            make_model().to(run.device),
+            task,
+            epochs=args.train_epochs,
+            batch_size=args.batch_train,
+            loss_fn=LOSSES[args.loss_type],
+            temperature=args.temperature,
+            lr_img=args.lr_teacher_img,
+            lr_txt=args.lr_teacher_txt,
+            eval_freq=args.eval_freq,
+            generator=generator(args.seed, "batches", n),
+            device=run.device,
+            on_epoch=report_epochs(run, n, args.num_experts, args.train_epochs),
+        )
         write_json(folder / f"results_{n}.json", {"expert": n, "seed": args.seed, "curve": curve} | choose_epochs(curve))
         write_expert(folder, n, snapshots)
     run.finish()

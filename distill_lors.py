@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -11,15 +12,14 @@ from distill_utils.coreset import real_set
 from distill_utils.errors import UserError
 from distill_utils.evaluate import METRICS, evaluate_synthetic_set, require_fits
 from distill_utils.files import write_json
+from distill_utils.flags import made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.matching import matching_step
 from distill_utils.report import nearest_captions
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.similarity import build_similarity
 from distill_utils.synthetic import SyntheticSet
-from distill_utils.task import RetrievalTask
 from distill_utils.trajectory import ExpertTrajectories, buffer_folder, require_same_experts
-from networks import build_model
 
 
 def initial_set(task, n, similarity, *, pix_init, txt_init, lrs, meta, generator):
@@ -53,13 +53,30 @@ def draw_minibatches(n, size, steps, generator, device):
 def require_finite(synthetic, step, source):
     bad = [name for name, parameter in synthetic.named_parameters() if not torch.isfinite(parameter.grad).all()]
     if bad:
-        raise UserError(f"Outer step {step}: the gradient of {', '.join(bad)} is not finite ({source}; learned learning rates "
-                        f"{float(synthetic.lr_img):.3g}, {float(synthetic.lr_txt):.3g}). Lower --lr_img, --lr_txt, --lr_sim or --lr_lr; "
-                        "the sets saved so far are whole.")
+        raise UserError(
+            f"Outer step {step}: the gradient of {', '.join(bad)} is not finite ({source}; learned learning rates "
+            f"{float(synthetic.lr_img):.3g}, {float(synthetic.lr_txt):.3g}). Lower --lr_img, --lr_txt, --lr_sim or --lr_lr; "
+            "the sets saved so far are whole."
+        )
 
 
-def distill(synthetic, model, experts, optimizer, *, steps, syn_steps, mini_batch_size, expert_epochs, max_start_epoch, clamp_lr, loss_fn,
-            generator, matching, first_step=0):
+def distill(
+    synthetic,
+    model,
+    experts,
+    optimizer,
+    *,
+    steps,
+    syn_steps,
+    mini_batch_size,
+    expert_epochs,
+    max_start_epoch,
+    clamp_lr,
+    loss_fn,
+    generator,
+    matching,
+    first_step=0,
+):
     """The outer loop: yields (step, {name: number}) after every outer step, and (first_step, {}) before the first."""
     yield first_step, {}
     device = synthetic.images.device
@@ -74,11 +91,17 @@ def distill(synthetic, model, experts, optimizer, *, steps, syn_steps, mini_batc
         with torch.no_grad():
             for lr in (synthetic.lr_img, synthetic.lr_txt):
                 lr.clamp_(min=clamp_lr)
-        yield step, {
-            "Loss/grand": float(loss.grand), "Loss/img_grand": float(loss.img), "Loss/txt_grand": float(loss.txt),
-            "Synthetic_LR/Image": float(synthetic.lr_img), "Synthetic_LR/Text": float(synthetic.lr_txt),
-            "seconds": round(time.perf_counter() - began, 4),
-        }
+        yield (
+            step,
+            {
+                "Loss/grand": float(loss.grand),
+                "Loss/img_grand": float(loss.img),
+                "Loss/txt_grand": float(loss.txt),
+                "Synthetic_LR/Image": float(synthetic.lr_img),
+                "Synthetic_LR/Text": float(synthetic.lr_txt),
+                "seconds": round(time.perf_counter() - began, 4),
+            },
+        )
 
 
 def evaluation_log(result):
@@ -88,60 +111,115 @@ def evaluation_log(result):
     return values | others | {"Val/r_mean": result["val_r_mean"]["mean"], "Loss/train_loss": result["students"][-1]["curve"][-1]["train_loss"]}
 
 
+def save_and_evaluate(run, synthetic, step, evaluations, evaluate):
+    """Write distilled_{step}.pt and its evaluation; updates `evaluations` {step: result} and returns (log values, step best on val)."""
+    synthetic.meta["step"] = step
+    synthetic.save(run.directory / f"distilled_{step}.pt")
+    result = evaluations[step] = evaluate(synthetic)
+    selected = max(evaluations, key=lambda s: evaluations[s]["val_r_mean"]["mean"])
+    run.update_results({"selected_step": selected, "evaluations": [{"step": s} | r for s, r in evaluations.items()]})
+    tqdm.write(
+        f"step {step}: r_mean {result['val_r_mean']['mean']:.1f} on val, {result['r_mean']['mean']:.1f} ± {result['r_mean']['std']:.1f} on test; "
+        f"learned lrs {float(synthetic.lr_img):.3f}, {float(synthetic.lr_txt):.3f}"
+    )
+    return evaluation_log(result), selected
+
+
+def open_experts(args, folder, wanted, model):
+    """The trajectories in `folder`, checked against what this run needs of them."""
+    require_same_experts(folder, wanted)
+    experts = ExpertTrajectories(folder)
+    experts.require_fits(model, args.max_start_epoch - 1, args.expert_epochs)
+    return experts
+
+
+def first_set(args, task, meta, generator):
+    """The synthetic set that the run starts from."""
+    if args.resume_from:
+        synthetic = SyntheticSet.load(args.resume_from)
+        require_fits(synthetic, task, args.resume_from)
+        return synthetic
+    similarity = build_similarity(args.sim_type, args.num_queries, rank=args.sim_rank, alpha=args.alpha, generator=generator)
+    return initial_set(
+        task,
+        args.num_queries,
+        similarity,
+        pix_init=args.pix_init,
+        txt_init=args.txt_init,
+        lrs=(args.lr_teacher_img, args.lr_teacher_txt),
+        generator=generator,
+        meta=meta | {"loss": args.loss_type, "temperature": args.temperature},
+    )
+
+
 def main(argv=None):
     args = config.parse(config.distill_parser(__doc__), argv)
     if args.mini_batch_size > args.num_queries:
         raise UserError(f"--mini_batch_size {args.mini_batch_size} is more than the --num_queries {args.num_queries} pairs there are.")
     run = Run(args, "distill", default_name=f"lors_{args.num_queries}")
-    task = RetrievalTask.from_flags(args, run.device)
-    folder = buffer_folder(args.buffer_path, args.dataset, args.image_encoder, args.text_encoder, "InfoNCE", not args.no_aug)
-    made_with = task.describe() | {"image_encoder": args.image_encoder, "image_pretrained": args.image_pretrained, "image_trainable": args.image_trainable}
-    require_same_experts(folder, made_with)
-    experts = ExpertTrajectories(folder)
-
-    def make_model():
-        return build_model(args.image_encoder, task.text_dim, pretrained=args.image_pretrained, checkpoint_dir=args.checkpoint_dir,
-                           trainable=args.image_trainable)
-
-    model = make_model().to(run.device).train()
-    experts.require_fits(model, args.max_start_epoch - 1, args.expert_epochs)
+    task = open_task(args, run.device)
+    make_model, wanted = model_maker(args, task), made_with(args, task)
     random_numbers = generator(args.seed, "distill")
-    if args.resume_from:
-        synthetic = SyntheticSet.load(args.resume_from)
-        require_fits(synthetic, task, args.resume_from)
-    else:
-        similarity = build_similarity(args.sim_type, args.num_queries, rank=args.sim_rank, alpha=args.alpha, generator=random_numbers)
-        synthetic = initial_set(task, args.num_queries, similarity, pix_init=args.pix_init, txt_init=args.txt_init,
-                                lrs=(args.lr_teacher_img, args.lr_teacher_txt), generator=random_numbers,
-                                meta=made_with | {"loss": args.loss_type, "temperature": args.temperature})
-    synthetic = synthetic.to(run.device)
-    optimizer = outer_optimizer(synthetic, lr_img=args.lr_img, lr_txt=args.lr_txt, lr_lr=args.lr_lr, lr_sim=args.lr_sim,
-                                momentum_syn=args.momentum_syn, momentum_lr=args.momentum_lr, momentum_sim=args.momentum_sim)
+    synthetic = first_set(args, task, wanted, random_numbers).to(run.device)
+    model = make_model().to(run.device).train()
+    folder = buffer_folder(args.buffer_path, args.dataset, args.image_encoder, args.text_encoder, "InfoNCE", not args.no_aug)
+    experts = open_experts(args, folder, wanted, model)
+    optimizer = outer_optimizer(
+        synthetic,
+        lr_img=args.lr_img,
+        lr_txt=args.lr_txt,
+        lr_lr=args.lr_lr,
+        lr_sim=args.lr_sim,
+        momentum_syn=args.momentum_syn,
+        momentum_lr=args.momentum_lr,
+        momentum_sim=args.momentum_sim,
+    )
+    matching = {
+        "gradient": args.gradient,
+        "second_order": args.second_order,
+        "merge_towers": args.merge_loss_branches,
+        "temperature": args.temperature,
+    }
+    evaluate = partial(
+        evaluate_synthetic_set,
+        task=task,
+        make_model=make_model,
+        num_eval=args.num_eval,
+        epochs=args.epoch_eval_train,
+        batch_size=args.batch_eval,
+        loss_type=args.loss_type,
+        temperature=args.temperature,
+        seed=derive_seed(args.seed, "during"),
+        device=run.device,
+    )
 
     first_step = synthetic.meta.get("step", 0)
     outer_steps = distill(
-        synthetic, model, experts, optimizer, steps=args.Iteration, syn_steps=args.syn_steps, mini_batch_size=args.mini_batch_size,
-        expert_epochs=args.expert_epochs, max_start_epoch=args.max_start_epoch, clamp_lr=args.clamp_lr, loss_fn=LOSSES[args.loss_type],
-        generator=random_numbers, first_step=first_step,
-        matching={"gradient": args.gradient, "second_order": args.second_order, "merge_towers": args.merge_loss_branches, "temperature": args.temperature})
+        synthetic,
+        model,
+        experts,
+        optimizer,
+        steps=args.Iteration,
+        syn_steps=args.syn_steps,
+        mini_batch_size=args.mini_batch_size,
+        expert_epochs=args.expert_epochs,
+        max_start_epoch=args.max_start_epoch,
+        clamp_lr=args.clamp_lr,
+        loss_fn=LOSSES[args.loss_type],
+        generator=random_numbers,
+        matching=matching,
+        first_step=first_step,
+    )
     evaluations = {}
     bar = tqdm(outer_steps, total=args.Iteration - first_step + 1, desc="outer steps")
     for step, values in bar:
-        if step % args.eval_it == 0 or step in (first_step, args.Iteration):
-            synthetic.meta["step"] = step
-            synthetic.save(run.directory / f"distilled_{step}.pt")
-            result = evaluate_synthetic_set(
-                synthetic, task, make_model, num_eval=args.num_eval, epochs=args.epoch_eval_train, batch_size=args.batch_eval,
-                loss_type=args.loss_type, temperature=args.temperature, seed=derive_seed(args.seed, "during"), device=run.device)
-            evaluations[step] = result
-            values = values | evaluation_log(result)
-            selected = max(evaluations, key=lambda s: evaluations[s]["val_r_mean"]["mean"])
-            run.update_results({"selected_step": selected, "evaluations": [{"step": s} | r for s, r in evaluations.items()]})
-            bar.write(f"step {step}: val r_mean {result['val_r_mean']['mean']:.1f}, test r_mean {result['r_mean']['mean']:.1f} "
-                      f"± {result['r_mean']['std']:.1f}; learned lrs {float(synthetic.lr_img):.3f}, {float(synthetic.lr_txt):.3f}")
-        run.log(step, values)
         if "Loss/grand" in values:
             bar.set_postfix(loss=f"{values['Loss/grand']:.3f}", r_mean=f"{evaluations[max(evaluations)]['r_mean']['mean']:.1f}")
+        if step % args.eval_it == 0 or step in (first_step, args.Iteration):
+            measured, selected = save_and_evaluate(run, synthetic, step, evaluations, evaluate)
+            values = values | measured
+        run.log(step, values)
+
     best = SyntheticSet.load(run.directory / f"distilled_{selected}.pt")
     write_json(run.directory / "nearest.json", {"captions": nearest_captions(best.texts.detach(), task.train_texts, task.train.captions)})
     run.finish()

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.karpathy import DATASETS, GalleryDataset, PairDataset
-from data.toy import SIZES, ensure_toy
 from data.transforms import test_transform, train_transform
 from distill_utils.errors import UserError
 
@@ -17,10 +16,10 @@ class Datasets(NamedTuple):
     test: GalleryDataset
 
 
-def build_datasets(name, image_root=None, ann_root=None, *, image_size=224, augment=True, toy_sizes=SIZES):
+def build_datasets(name, image_root=None, ann_root=None, *, image_size=224, augment=True, toy_sizes=None):
     """The train pairs and the val and test galleries of data set `name` (a key of DATASETS).
 
-    The roots default to the data set's folders under distill_utils/data; `toy` is written there on first use.
+    `toy_sizes`: images of the toy splits. The roots default to the data set's folders under distill_utils/data; `toy` is written there on first use.
     Raises UserError for an unknown name and for missing or malformed files.
     """
     if name not in DATASETS:
@@ -29,7 +28,9 @@ def build_datasets(name, image_root=None, ann_root=None, *, image_size=224, augm
     image_root = Path(image_root) if image_root else DATA_FOLDER / image_folder
     ann_root = Path(ann_root) if ann_root else DATA_FOLDER / ann_folder
     if name == "toy":
-        ensure_toy(image_root, ann_root, toy_sizes)
+        from data.toy import SIZES, ensure_toy  # here, so that `python -m data.toy` is not imported twice
+
+        ensure_toy(image_root, ann_root, toy_sizes or SIZES)
     train, val, test = (ann_root / f"{prefix}_{split}.json" for split in ("train", "val", "test"))
     plain = test_transform(image_size)
     return Datasets(

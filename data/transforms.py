@@ -18,12 +18,14 @@ class _PairRandAugment(v2.RandAugment):
 
 def train_transform(image_size):
     """Random resized crop, flip, and two RandAugment operations at magnitude 5 of 10."""
-    return v2.Compose([
-        v2.RandomResizedCrop(image_size, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC),
-        v2.RandomHorizontalFlip(),
-        _PairRandAugment(num_ops=2, magnitude=5, num_magnitude_bins=11),  # bins 0..10
-        v2.PILToTensor(),
-    ])
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(image_size, scale=(0.5, 1.0), interpolation=InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            _PairRandAugment(num_ops=2, magnitude=5, num_magnitude_bins=11),  # bins 0..10
+            v2.PILToTensor(),
+        ]
+    )
 
 
 def test_transform(image_size):

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from data.karpathy import DATASETS
-from data.toy import SIZES
+from data.toy import SIZES, parse_sizes
 from distill_utils.errors import UserError
 from distill_utils.losses import LOSSES
 
@@ -14,18 +14,30 @@ from distill_utils.losses import LOSSES
 _NO_DSA = "differentiable augmentation was never applied to image-text pairs by the method"
 _NO_TEXTURE = "texture mode belongs to another method (class-wise distillation)"
 DROPPED = {
-    "dsa": _NO_DSA, "dsa_strategy": _NO_DSA, "dsa_param": _NO_DSA,
+    "dsa": _NO_DSA,
+    "dsa_strategy": _NO_DSA,
+    "dsa_param": _NO_DSA,
     "zca": "images are normalised by CLIP's mean and std, which every pretrained encoder here expects",
-    "texture": _NO_TEXTURE, "canvas_size": _NO_TEXTURE, "canvas_samples": _NO_TEXTURE,
+    "texture": _NO_TEXTURE,
+    "canvas_size": _NO_TEXTURE,
+    "canvas_samples": _NO_TEXTURE,
     "batch_syn": "the size of a synthetic minibatch is --mini_batch_size",
-    "subset": "it belonged to ImageNet subsets", "ipc": "it counted images per class: give the number of pairs with --num_queries",
+    "subset": "it belonged to ImageNet subsets",
+    "ipc": "it counted images per class: give the number of pairs with --num_queries",
     "load_all": "snapshots are read from the files as they are needed, two a step",
-    "max_files": "all experts in --buffer_path are used", "max_experts": "all experts in --buffer_path are used",
-    "force_save": "every evaluated set is saved", "eval_mode": "evaluation has one mode, described in the README",
-    "max_end_epoch": "the last start epoch is --max_start_epoch", "resume_it": "the step is read from --resume_from",
-    "decay": "experts train with plain SGD", "mom": "experts train with plain SGD", "l2": "experts train with plain SGD",
-    "project": "set the WANDB_PROJECT environment variable", "disabled_wandb": "use --wandb disabled",
-    "draw": "use python -m distill_utils.report", "save_it": "every evaluated set is saved (--eval_it)",
+    "max_files": "all experts in --buffer_path are used",
+    "max_experts": "all experts in --buffer_path are used",
+    "force_save": "every evaluated set is saved",
+    "eval_mode": "evaluation has one mode, described in the README",
+    "max_end_epoch": "the last start epoch is --max_start_epoch",
+    "resume_it": "the step is read from --resume_from",
+    "decay": "experts train with plain SGD",
+    "mom": "experts train with plain SGD",
+    "l2": "experts train with plain SGD",
+    "project": "set the WANDB_PROJECT environment variable",
+    "disabled_wandb": "use --wandb disabled",
+    "draw": "use python -m distill_utils.report",
+    "save_it": "every evaluated set is saved (--eval_it)",
 }
 
 
@@ -54,6 +66,7 @@ def _number(kind, low, strict, what):
         if value is None or not (value > low if strict else value >= low) or value == float("inf"):
             raise argparse.ArgumentTypeError(f"expected {what}, not {text!r}")
         return value
+
     return convert
 
 
@@ -66,12 +79,9 @@ non_negative = _number(float, 0.0, False, "a number of at least 0")
 def sizes(text):
     """`TRAIN,VAL,TEST` as three counts."""
     try:
-        values = tuple(count(part) for part in text.split(","))
-    except argparse.ArgumentTypeError:
-        values = ()
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"expected TRAIN,VAL,TEST as three whole numbers of at least 1, not {text!r}")
-    return values
+        return parse_sizes(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _switch(group, flag, default, help):
@@ -191,8 +201,15 @@ def evaluate_parser(doc):
     add = parser.add_argument_group("what to evaluate").add_argument
     add("--ckpt_path", required=True, metavar="PATH", help="a distilled_*.pt, or a run's folder: its set chosen on val")
     add("--loss_type", choices=LOSSES, help="loss of the students (default: the one the set was made for)")
-    add("--baselines", type=boolean, nargs="?", const=True, default=False, metavar="true|false",
-        help="also train random real pairs, as many, and quote the experts")
+    add(
+        "--baselines",
+        type=boolean,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="true|false",
+        help="also train random real pairs, as many, and quote the experts",
+    )
     add("--buffer_path", default="buffers", metavar="DIR", help="folder of the experts, for --baselines")
     return parser
 

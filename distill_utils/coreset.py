@@ -4,10 +4,10 @@ import sys
 
 from distill_utils import config
 from distill_utils.errors import UserError
+from distill_utils.flags import made_with, open_task
 from distill_utils.run import Run, generator, run_program
 from distill_utils.similarity import IdentitySimilarity
 from distill_utils.synthetic import SyntheticSet
-from distill_utils.task import RetrievalTask
 
 METHODS = ("random",)
 
@@ -29,9 +29,9 @@ def real_set(task, pairs, meta, similarity=None, **learned):
 def main(argv=None):
     args = config.parse(config.coreset_parser(__doc__), argv)
     run = Run(args, "coreset", default_name=f"coreset_{args.method}_{args.num_queries}")
-    task = RetrievalTask.from_flags(args, run.device)
+    task = open_task(args, run.device)
     pairs = select(args.method, task, args.num_queries, generator(args.seed, "coreset"))
-    meta = task.describe() | {"image_encoder": args.image_encoder, "loss": args.loss_type, "temperature": args.temperature, "step": 0}
+    meta = made_with(args, task) | {"loss": args.loss_type, "temperature": args.temperature, "step": 0}
     path = run.directory / "distilled_0.pt"
     real_set(task, pairs, meta).save(path)
     print(f"{len(pairs)} real pairs: {path}")

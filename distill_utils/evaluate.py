@@ -13,14 +13,13 @@ from distill_utils import config
 from distill_utils.coreset import real_set, select
 from distill_utils.errors import UserError
 from distill_utils.files import read_json
+from distill_utils.flags import model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.retrieval import retrieval_recall
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.synthetic import SyntheticSet
-from distill_utils.task import RetrievalTask
 from distill_utils.training import train_student
 from distill_utils.trajectory import buffer_folder
-from networks import build_model
 
 METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
 PROTOCOLS = ("val", "last", "best")
@@ -42,8 +41,11 @@ def choose_epochs(curve):
     val: the test recall at the epoch that is best on val (the earliest of equals). last: at the last epoch. best: the best test
     recall of any epoch, the published protocol, which selects on the test split.
     """
-    chosen = {"val": max(curve, key=lambda point: point["val"]["r_mean"]), "last": curve[-1],
-              "best": max(curve, key=lambda point: point["test"]["r_mean"])}
+    chosen = {
+        "val": max(curve, key=lambda point: point["val"]["r_mean"]),
+        "last": curve[-1],
+        "best": max(curve, key=lambda point: point["test"]["r_mean"]),
+    }
     return {protocol: point["test"] for protocol, point in chosen.items()} | {"val_r_mean": chosen["val"]["val"]["r_mean"]}
 
 
@@ -55,12 +57,24 @@ def summarise(values):
 def summarise_students(students):
     """The headline (protocol val) at top level, every protocol under its name, and the students themselves."""
     protocols = {protocol: {key: summarise([student[protocol][key] for student in students]) for key in METRICS} for protocol in PROTOCOLS}
-    return protocols["val"] | {"protocols": protocols, "val_r_mean": summarise([student["val_r_mean"] for student in students]),
-                               "students": students}
+    return protocols["val"] | {"protocols": protocols, "val_r_mean": summarise([student["val_r_mean"] for student in students]), "students": students}
 
 
-def evaluate_synthetic_set(synthetic, task, make_model, *, num_eval=5, epochs=100, batch_size=128, loss_type="WBCE", temperature=0.07,
-                           lrs=None, seed=0, device="cpu", progress=True):
+def evaluate_synthetic_set(
+    synthetic,
+    task,
+    make_model,
+    *,
+    num_eval=5,
+    epochs=100,
+    batch_size=128,
+    loss_type="WBCE",
+    temperature=0.07,
+    lrs=None,
+    seed=0,
+    device="cpu",
+    progress=True,
+):
     """Recall of `num_eval` fresh students trained on the set, each under its own seed; see `summarise_students`.
 
     make_model() -> TwoTower, called once a student under that student's seed. lrs: (image, text) learning rates; the set's own if
@@ -76,8 +90,17 @@ def evaluate_synthetic_set(synthetic, task, make_model, *, num_eval=5, epochs=10
         with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
             torch.manual_seed(student_seed)
             model = make_model().to(device)
-            training = train_student(model, synthetic, epochs=epochs, batch_size=batch_size, loss_fn=LOSSES[loss_type], temperature=temperature,
-                                     lr_img=lr_img, lr_txt=lr_txt, generator=generator(student_seed))
+            training = train_student(
+                model,
+                synthetic,
+                epochs=epochs,
+                batch_size=batch_size,
+                loss_fn=LOSSES[loss_type],
+                temperature=temperature,
+                lr_img=lr_img,
+                lr_txt=lr_txt,
+                generator=generator(student_seed),
+            )
             curve = []
             for epoch, loss in training:
                 bar.update()
@@ -92,11 +115,15 @@ def evaluate_synthetic_set(synthetic, task, make_model, *, num_eval=5, epochs=10
 def format_table(rows):
     """Aligned text of {name: result}: mean +- std of every metric, by the val protocol."""
     header = ["", *METRICS, "n"]
-    lines = [[name, *(f"{result[key]['mean']:.1f} ± {result[key]['std']:.1f}" for key in METRICS), str(result["r_mean"]["n"])]
-             for name, result in rows.items()]
+    lines = [
+        [name, *(f"{result[key]['mean']:.1f} ± {result[key]['std']:.1f}" for key in METRICS), str(result["r_mean"]["n"])]
+        for name, result in rows.items()
+    ]
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
-                     for line in [header, *lines])
+    return "\n".join(
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
+        for line in [header, *lines]
+    )
 
 
 def find_checkpoint(path):
@@ -114,12 +141,16 @@ def find_checkpoint(path):
 def require_fits(synthetic, task, path):
     """UserError unless the set's texts are embeddings of the task's text encoder and its images have the task's size."""
     if synthetic.texts.shape[1] != task.text_dim:
-        raise UserError(f"{path} holds text embeddings of width {synthetic.texts.shape[1]}, but --text_encoder {task.text_encoder} "
-                        f"gives {task.text_dim}: evaluate with the text encoder of the set ({synthetic.meta.get('text_encoder', 'unknown')}).")
+        raise UserError(
+            f"{path} holds text embeddings of width {synthetic.texts.shape[1]}, but --text_encoder {task.text_encoder} "
+            f"gives {task.text_dim}: evaluate with the text encoder of the set ({synthetic.meta.get('text_encoder', 'unknown')})."
+        )
     made_with = synthetic.meta.get("text_fingerprint", task.text_fingerprint)
     if made_with != task.text_fingerprint:
-        raise UserError(f"{path} was made with other weights of the text encoder ({synthetic.meta['text_encoder']}) than "
-                        f"--text_encoder {task.text_encoder} has here.")
+        raise UserError(
+            f"{path} was made with other weights of the text encoder ({synthetic.meta['text_encoder']}) than "
+            f"--text_encoder {task.text_encoder} has here."
+        )
     if synthetic.images.shape[-1] != task.image_size:
         raise UserError(f"{path} holds images of {synthetic.images.shape[-1]} pixels, but --image_size is {task.image_size}.")
 
@@ -157,18 +188,26 @@ def main(argv=None):
     path = find_checkpoint(args.ckpt_path)
     synthetic = SyntheticSet.load(path)
     run = Run(args, "evaluate", default_name=path.parent.name, directory=path.parent)
-    task = RetrievalTask.from_flags(args, run.device)
+    task = open_task(args, run.device)
     require_fits(synthetic, task, path)
     loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
 
-    def make_model():
-        return build_model(args.image_encoder, task.text_dim, pretrained=args.image_pretrained, checkpoint_dir=args.checkpoint_dir,
-                           trainable=args.image_trainable)
+    make_model = model_maker(args, task)
 
     def evaluate(synthetic, loss_type, lrs=None):
-        return evaluate_synthetic_set(synthetic, task, make_model, num_eval=args.num_eval, epochs=args.epoch_eval_train, batch_size=args.batch_eval,
-                                      loss_type=loss_type, temperature=args.temperature, lrs=lrs, seed=derive_seed(args.seed, "evaluate"),
-                                      device=run.device)
+        return evaluate_synthetic_set(
+            synthetic,
+            task,
+            make_model,
+            num_eval=args.num_eval,
+            epochs=args.epoch_eval_train,
+            batch_size=args.batch_eval,
+            loss_type=loss_type,
+            temperature=args.temperature,
+            lrs=lrs,
+            seed=derive_seed(args.seed, "evaluate"),
+            device=run.device,
+        )
 
     rows = {}
     if args.baselines:

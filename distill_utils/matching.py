@@ -36,8 +36,9 @@ class MatchingLoss(NamedTuple):
     txt: torch.Tensor
 
 
-def matching_step(model, synthetic, start, target, minibatches, loss_fn, *, gradient="truncated", second_order="forward",
-                  merge_towers=False, temperature=0.07):
+def matching_step(
+    model, synthetic, start, target, minibatches, loss_fn, *, gradient="truncated", second_order="forward", merge_towers=False, temperature=0.07
+):
     """The matching loss of one inner loop; fills `.grad` of every parameter of the synthetic set.
 
     model: a TwoTower skeleton; its own parameters are neither read nor changed, its train/eval mode is respected.
@@ -92,8 +93,10 @@ class _Student:
     def __init__(self, model, loss_fn, temperature):
         for name, module in model.named_modules():
             if getattr(module, "running_mean", None) is not None:
-                raise UserError(f"{name} ({type(module).__name__}) keeps running statistics, which are no function of the weights: "
-                                "trajectory matching needs an encoder without BatchNorm, such as nfnet.")
+                raise UserError(
+                    f"{name} ({type(module).__name__}) keeps running statistics, which are no function of the weights: "
+                    "trajectory matching needs an encoder without BatchNorm, such as nfnet."
+                )
         self.model, self.loss_fn, self.temperature = model, loss_fn, temperature
         towers = tower_parameters(model)
         self.names = [[name for name, _ in tower] for tower in towers]
@@ -196,8 +199,10 @@ class Finite:
         for _ in range(self._TRIES):
             self.length = length
             step = length / norm
-            plus, minus = (student.gradients([vector + sign * step * u for vector, u in zip(theta, direction)], batch, with_theta=full,
-                                             with_z=True) for sign in (1, -1))
+            plus, minus = (
+                student.gradients([vector + sign * step * u for vector, u in zip(theta, direction)], batch, with_theta=full, with_z=True)
+                for sign in (1, -1)
+            )
             movement = max(float((p - m).norm() / (p.norm() + m.norm()).clamp(min=1e-30)) for p, m in zip(plus, minus))
             if aim / 4 <= movement <= 4 * aim:
                 break

@@ -61,7 +61,10 @@ def provenance(device, seed):
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
-        "command": " ".join(sys.argv), "started": time.strftime("%Y-%m-%d %H:%M:%S"), "git_commit": commit, "seed": seed,
+        "command": " ".join(sys.argv),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "git_commit": commit,
+        "seed": seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} ({os.cpu_count()} cores)",
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in ("torch", "torchvision", "timm", "transformers", "numpy")},
@@ -91,6 +94,7 @@ class Run:
         if mode == "disabled":
             return None
         import wandb
+
         project = os.environ.get("WANDB_PROJECT", "LoRS")
         return wandb.init(project=project, name=self.name, mode=mode, dir=str(self.directory), config=config, job_type=self.program)
 

@@ -1,7 +1,7 @@
 """The synthetic set: images, text embeddings, their similarity and the learned learning rates, in memory and on disk.
 
-    images, texts, similarity = SyntheticSet.load("distilled_3000.pt").tensors()
-    loader = SyntheticSet.load("distilled_3000.pt").loader(batch_size=128)
+images, texts, similarity = SyntheticSet.load("distilled_3000.pt").tensors()
+loader = SyntheticSet.load("distilled_3000.pt").loader(batch_size=128)
 """
 
 import torch
@@ -24,8 +24,10 @@ class SyntheticSet(nn.Module):
         super().__init__()
         n = len(images)
         if images.dim() != 4 or texts.dim() != 2 or len(texts) != n or similarity().shape != (n, n):
-            raise UserError(f"A synthetic set needs images [N, 3, H, W], texts [N, T] and a similarity [N, N], not "
-                            f"{list(images.shape)}, {list(texts.shape)} and {list(similarity().shape)}.")
+            raise UserError(
+                f"A synthetic set needs images [N, 3, H, W], texts [N, T] and a similarity [N, N], not "
+                f"{list(images.shape)}, {list(texts.shape)} and {list(similarity().shape)}."
+            )
         self.images = nn.Parameter(images)
         self.texts = nn.Parameter(texts)
         self.similarity = similarity
@@ -51,9 +53,11 @@ class SyntheticSet(nn.Module):
 
     def loader(self, batch_size, shuffle=True, generator=None):
         """A DataLoader of (images, texts, similarity block): every pair once an epoch."""
+
         def collate(ids):
             with torch.no_grad():
                 return self.minibatch(torch.tensor(ids, device=self.images.device))
+
         return DataLoader(range(len(self)), batch_size, shuffle=shuffle, generator=generator, collate_fn=collate)
 
     @torch.no_grad()
@@ -63,13 +67,18 @@ class SyntheticSet(nn.Module):
         kind = {"sim_type": similarity.kind}
         if similarity.kind == "lowrank":
             kind |= {"sim_rank": similarity.rank, "alpha": similarity.alpha}
-        save_tensors(path, {
-            "image": self.images.detach().cpu(), "text": self.texts.detach().cpu(),
-            "similarity_params": [parameter.detach().cpu() for parameter in similarity.parameters()],
-            "similarity_mat": similarity().detach().cpu(),
-            "syn_lr_img": self.lr_img.detach().cpu(), "syn_lr_txt": self.lr_txt.detach().cpu(),
-            "meta": self.meta | kind,
-        })
+        save_tensors(
+            path,
+            {
+                "image": self.images.detach().cpu(),
+                "text": self.texts.detach().cpu(),
+                "similarity_params": [parameter.detach().cpu() for parameter in similarity.parameters()],
+                "similarity_mat": similarity().detach().cpu(),
+                "syn_lr_img": self.lr_img.detach().cpu(),
+                "syn_lr_txt": self.lr_txt.detach().cpu(),
+                "meta": self.meta | kind,
+            },
+        )
 
     @classmethod
     def load(cls, path):
@@ -83,8 +92,14 @@ class SyntheticSet(nn.Module):
         if not isinstance(meta, dict):
             raise UserError(f"{path} is not a synthetic set: its meta must be a dict.")
         similarity = _load_similarity(saved, meta, path)
-        return cls(saved["image"].float(), saved["text"].float(), similarity, saved["syn_lr_img"].float().squeeze(),
-                   saved["syn_lr_txt"].float().squeeze(), meta)
+        return cls(
+            saved["image"].float(),
+            saved["text"].float(),
+            similarity,
+            saved["syn_lr_img"].float().squeeze(),
+            saved["syn_lr_txt"].float().squeeze(),
+            meta,
+        )
 
 
 @torch.no_grad()

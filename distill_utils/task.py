@@ -56,34 +56,38 @@ class RetrievalTask:
     `train.captions`, `train.image_index` and `train_texts` [P, T] describe the pairs; `galleries` has "val" and "test".
     """
 
-    def __init__(self, dataset, text_encoder="bert", *, image_root=None, ann_root=None, image_size=224, augment=True, toy_sizes=None,
-                 checkpoint_dir="distill_utils/checkpoints", text_pretrained=True, num_workers=2, device="cpu"):
+    def __init__(
+        self,
+        dataset,
+        text_encoder="bert",
+        *,
+        image_root=None,
+        ann_root=None,
+        image_size=224,
+        augment=True,
+        toy_sizes=None,
+        checkpoint_dir="distill_utils/checkpoints",
+        text_pretrained=True,
+        num_workers=2,
+        device="cpu",
+    ):
         self.dataset, self.image_size, self.augment, self.num_workers = dataset, image_size, augment, num_workers
-        sizes = {"toy_sizes": toy_sizes} if toy_sizes else {}
-        self.train, *held_out = build_datasets(dataset, image_root, ann_root, image_size=image_size, augment=augment, **sizes)
+        self.train, *held_out = build_datasets(dataset, image_root, ann_root, image_size=image_size, augment=augment, toy_sizes=toy_sizes)
         for split in (self.train, *held_out):
             _require_files(split.image_paths)
         name = str(ensure_toy_bert(self.train.captions, checkpoint_dir)) if text_encoder == TOY else text_encoder
         encoder = build_text_encoder(name, pretrained=text_pretrained, checkpoint_dir=checkpoint_dir)
         self.text_encoder, self.text_fingerprint = text_encoder, encoder.fingerprint()
         cache_dir = Path(checkpoint_dir) / "caption_embeddings"
-        self.train_texts, *texts = (embed_captions(encoder, split.captions, cache_dir=cache_dir, device=device)
-                                    for split in (self.train, *held_out))
+        self.train_texts, *texts = (embed_captions(encoder, split.captions, cache_dir=cache_dir, device=device) for split in (self.train, *held_out))
         self.galleries = {
             split: Gallery(_decode(gallery, num_workers, f"{split} images"), embeddings, gallery.captions, gallery.txt2img)
             for split, gallery, embeddings in zip(("val", "test"), held_out, texts)
         }
         self._train_images = None
 
-    @classmethod
-    def from_flags(cls, args, device):
-        """The task that the data and model flags of any of the programs describe."""
-        return cls(args.dataset, args.text_encoder, image_root=args.image_root, ann_root=args.ann_root, image_size=args.image_size,
-                   augment=not args.no_aug, toy_sizes=args.toy_size, checkpoint_dir=args.checkpoint_dir, text_pretrained=args.text_pretrained,
-                   num_workers=args.num_workers, device=device)
-
     def describe(self):
-        """What experts and synthetic sets of this task must agree in."""
+        """The facts of the task that weights and synthetic sets depend on."""
         return {"dataset": self.dataset, "image_size": self.image_size, "text_encoder": self.text_encoder, "text_fingerprint": self.text_fingerprint}
 
     @property

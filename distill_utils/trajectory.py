@@ -16,9 +16,15 @@ from distill_utils.files import load_tensors, save_tensors, write_text
 
 TOWERS = ("img", "txt")
 # The keys of meta.yaml in which an expert and its student must agree -> the flag that sets them.
-_MUST_AGREE = {"dataset": "--dataset", "image_encoder": "--image_encoder", "text_encoder": "--text_encoder", "image_size": "--image_size",
-               "image_pretrained": "--image_pretrained", "image_trainable": "--image_trainable",
-               "text_fingerprint": "the weights of --text_encoder"}
+_MUST_AGREE = {
+    "dataset": "--dataset",
+    "image_encoder": "--image_encoder",
+    "text_encoder": "--text_encoder",
+    "image_size": "--image_size",
+    "image_pretrained": "--image_pretrained",
+    "image_trainable": "--image_trainable",
+    "text_fingerprint": "the weights of --text_encoder",
+}
 
 
 class Weights(NamedTuple):
@@ -30,10 +36,12 @@ class Weights(NamedTuple):
 
 def tower_parameters(model):
     """Per tower, the (name in the model, parameter) pairs that training moves, in parameter order."""
-    return Weights(*(
-        [(f"{tower}.{name}", parameter) for name, parameter in getattr(model, tower).named_parameters() if parameter.requires_grad]
-        for tower in ("image_encoder", "text_projection")
-    ))
+    return Weights(
+        *(
+            [(f"{tower}.{name}", parameter) for name, parameter in getattr(model, tower).named_parameters() if parameter.requires_grad]
+            for tower in ("image_encoder", "text_projection")
+        )
+    )
 
 
 def snapshot(model):
@@ -98,12 +106,20 @@ class ExpertTrajectories:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        numbers = [sorted(int(match[1]) for path in self.folder.glob(f"{tower}_replay_buffer_*.pt")
-                          if (match := re.fullmatch(rf"{tower}_replay_buffer_(\d+)\.pt", path.name))) for tower in TOWERS]
+        numbers = [
+            sorted(
+                int(match[1])
+                for path in self.folder.glob(f"{tower}_replay_buffer_*.pt")
+                if (match := re.fullmatch(rf"{tower}_replay_buffer_(\d+)\.pt", path.name))
+            )
+            for tower in TOWERS
+        ]
         complete = sorted(set(numbers[0]) & set(numbers[1]))
         if not complete:
-            raise UserError(f"{self.folder} holds no experts ({{img,txt}}_replay_buffer_n.pt): train them with buffer.py, "
-                            "with the same --buffer_path, data set and encoders.")
+            raise UserError(
+                f"{self.folder} holds no experts ({{img,txt}}_replay_buffer_n.pt): train them with buffer.py, "
+                "with the same --buffer_path, data set and encoders."
+            )
         self._experts = []  # (img snapshots, txt snapshots, where they come from)
         for n in complete:
             files = expert_files(self.folder, n)
@@ -118,10 +134,16 @@ class ExpertTrajectories:
     @staticmethod
     def _read(path):
         experts = load_tensors(path, mmap=True)
-        sound = isinstance(experts, list) and experts and all(
-            isinstance(expert, list) and expert and all(
-                isinstance(shot, (list, tuple)) and shot and all(isinstance(value, torch.Tensor) for value in shot) for shot in expert)
-            for expert in experts)
+        sound = (
+            isinstance(experts, list)
+            and experts
+            and all(
+                isinstance(expert, list)
+                and expert
+                and all(isinstance(shot, (list, tuple)) and shot and all(isinstance(value, torch.Tensor) for value in shot) for shot in expert)
+                for expert in experts
+            )
+        )
         if not sound:
             raise UserError(f"{path} is not a list of experts, each a list of snapshots, each a list of tensors.")
         return experts
@@ -134,12 +156,15 @@ class ExpertTrajectories:
         wanted = [[tuple(parameter.shape) for _, parameter in tower] for tower in tower_parameters(model)]
         for img, txt, source in self._experts:
             if len(img) <= last_start_epoch + expert_epochs:
-                raise UserError(f"{source} has {len(img) - 1} epochs, but --max_start_epoch and --expert_epochs ask for "
-                                f"epoch {last_start_epoch + expert_epochs}.")
+                raise UserError(
+                    f"{source} has {len(img) - 1} epochs, but --max_start_epoch and --expert_epochs ask for epoch {last_start_epoch + expert_epochs}."
+                )
             for tower, shots, shapes in zip(TOWERS, (img, txt), wanted):
                 if any([tuple(value.shape) for value in shot] != shapes for shot in shots):
-                    raise UserError(f"{source}: the {tower} parameters do not have the shapes of this run's model; "
-                                    "are --image_encoder, --text_encoder and --image_trainable those of the experts?")
+                    raise UserError(
+                        f"{source}: the {tower} parameters do not have the shapes of this run's model; "
+                        "are --image_encoder, --text_encoder and --image_trainable those of the experts?"
+                    )
 
     def sample(self, max_start_epoch, expert_epochs, generator):
         """A random expert's weights at epoch s < max_start_epoch and at s + expert_epochs: two flat `Weights` on the CPU."""

@@ -27,8 +27,10 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
     except (OSError, RuntimeError) as error:
         if not from_hub:
             raise
-        raise UserError(f"No pretrained weights for {name!r}: {checkpoint} does not exist and timm's hub gave none "
-                        f"({_first_line(error)}); download them, or pass --image_pretrained false.") from error
+        raise UserError(
+            f"No pretrained weights for {name!r}: {checkpoint} does not exist and timm's hub gave none "
+            f"({_first_line(error)}); download them, or pass --image_pretrained false."
+        ) from error
     if pretrained and not from_hub:
         _load_checkpoint(model, checkpoint)
     return model

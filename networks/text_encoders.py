@@ -2,12 +2,12 @@
 
 import hashlib
 import os
+from collections import Counter
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
@@ -34,7 +34,7 @@ class TextEncoder:
         # Batches of captions of like length waste no work on padding.
         order = sorted(range(len(captions)), key=lambda i: (len(captions[i]), i))
         for start in tqdm(range(0, len(order), batch_size), desc="embedding captions", disable=not progress or len(order) < 2000):
-            ids = order[start:start + batch_size]
+            ids = order[start : start + batch_size]
             tokens = self.tokenizer([captions[i] for i in ids], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
             vectors[ids] = self.model(**tokens.to(device)).last_hidden_state[:, 0].float().cpu()
         self.model.cpu()
@@ -91,6 +91,18 @@ def embed_captions(encoder, captions, *, cache_dir, device, progress=True):
     return embeddings
 
 
+def _wordpiece_vocabulary(captions, size):
+    """BERT's special tokens, every character as a word and as a piece of one, and the most frequent words.
+
+    (The trainer of the tokenizers library breaks ties differently in every process, and the toy data must be the same everywhere.)
+    """
+    words = Counter(word for caption in captions for word in caption.split())
+    characters = sorted({character for word in words for character in word})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{character}" for character in characters)]
+    frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
+    return pieces + frequent[: max(0, size - len(pieces))]
+
+
 @torch.no_grad()
 def ensure_toy_bert(captions, checkpoint_dir, *, width=256, layers=2, heads=4, vocabulary=2000, seed=0):
     """Write a tiny, untrained but informative BERT checkpoint for a data set's training captions; returns its folder.
@@ -105,14 +117,20 @@ def ensure_toy_bert(captions, checkpoint_dir, *, width=256, layers=2, heads=4, v
         return folder
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     partial.mkdir(parents=True, exist_ok=True)
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator(sorted(set(captions)), vocab_size=vocabulary, min_frequency=1, show_progress=False)
-    trainer.save_model(str(partial))
+    (partial / "vocab.txt").write_text("\n".join(_wordpiece_vocabulary(captions, vocabulary)), encoding="utf-8")
     tokenizer = BertTokenizerFast.from_pretrained(str(partial))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = BertModel(BertConfig(vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-                                     intermediate_size=2 * width, max_position_embeddings=MAX_TOKENS))
+        model = BertModel(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=width,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                intermediate_size=2 * width,
+                max_position_embeddings=MAX_TOKENS,
+            )
+        )
     sample = sorted(set(captions))[:: max(1, len(set(captions)) // 4000)]
     vectors = TextEncoder(tokenizer, model)(sample, "cpu", progress=False)
     last_norm = model.encoder.layer[-1].output.LayerNorm

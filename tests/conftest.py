@@ -1,15 +1,16 @@
 """Small networks and data that the tests share."""
 
 import os
-from pathlib import Path
 
-import pytest
-import torch
-from torch import nn
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network; read when the hub's library is imported
 
-from networks.two_tower import ProjectionHead, TwoTower
+from pathlib import Path  # noqa: E402
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from networks.two_tower import ProjectionHead, TwoTower  # noqa: E402
 
 
 class TinyEncoder(nn.Module):

@@ -28,8 +28,11 @@ def cross_entropy(row, target):
 
 
 def wbce(logits, target):
-    cells = [(t, -t * math.log(sigmoid(z) + 1e-6) - (1 - t) * math.log(1 - sigmoid(z) + 1e-6))
-             for row, goal in zip(logits, target) for z, t in zip(row, goal)]
+    cells = [
+        (t, -t * math.log(sigmoid(z) + 1e-6) - (1 - t) * math.log(1 - sigmoid(z) + 1e-6))
+        for row, goal in zip(logits, target)
+        for z, t in zip(row, goal)
+    ]
     sides = [[loss for t, loss in cells if (t > 0.5) == positive] for positive in (True, False)]
     return sum(sum(side) / len(side) if side else 0 for side in sides) / 2
 

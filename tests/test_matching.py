@@ -20,7 +20,9 @@ def problem(sim_type="lowrank", steps=4, seed=0, dtype=torch.float64):
     """(model, synthetic set with every parameter away from its start, start, target, minibatches)."""
     model = tiny_model(text_dim=TEXT_DIM, dtype=dtype).train()
     torch.manual_seed(seed)
-    synthetic = SyntheticSet(torch.randn(PAIRS, 3, 9, 8), torch.randn(PAIRS, TEXT_DIM), build_similarity(sim_type, PAIRS, rank=2, alpha=1.5), 0.3, 0.2)
+    synthetic = SyntheticSet(
+        torch.randn(PAIRS, 3, 9, 8), torch.randn(PAIRS, TEXT_DIM), build_similarity(sim_type, PAIRS, rank=2, alpha=1.5), 0.3, 0.2
+    )
     synthetic = synthetic.to(dtype)
     with torch.no_grad():
         for parameter in synthetic.similarity.parameters():
@@ -46,7 +48,7 @@ def unrolled(model, synthetic, start, target, minibatches, loss_fn, truncated=Fa
         for vector, tower in zip(inputs, towers):
             offset = 0
             for name, parameter in tower:
-                parameters[name] = vector[offset:offset + parameter.numel()].reshape(parameter.shape)
+                parameters[name] = vector[offset : offset + parameter.numel()].reshape(parameter.shape)
                 offset += parameter.numel()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -111,7 +113,9 @@ def test_target_equal_to_the_end_gives_no_gradient():
     model.eval()
     path_end = _train(model, synthetic, start, minibatches)
     for second_order in ("forward", "finite"):
-        loss = matching_step(model, synthetic, start, path_end, minibatches, LOSSES["WBCE"], gradient="full", second_order=second_order, temperature=TAU)
+        loss = matching_step(
+            model, synthetic, start, path_end, minibatches, LOSSES["WBCE"], gradient="full", second_order=second_order, temperature=TAU
+        )
         assert float(loss.grand) < 1e-20
         assert all(parameter.grad.abs().max() < 1e-8 for parameter in synthetic.parameters())
 
@@ -119,7 +123,9 @@ def test_target_equal_to_the_end_gives_no_gradient():
 def _train(model, synthetic, start, minibatches):
     """Plain SGD with torch.optim, as a student would."""
     towers = tower_parameters(model)
-    optimizer = torch.optim.SGD([{"params": [p for _, p in tower], "lr": float(lr)} for tower, lr in zip(towers, (synthetic.lr_img, synthetic.lr_txt))])
+    optimizer = torch.optim.SGD(
+        [{"params": [p for _, p in tower], "lr": float(lr)} for tower, lr in zip(towers, (synthetic.lr_img, synthetic.lr_txt))]
+    )
     for ids in minibatches:
         image_features, text_features = model(synthetic.images[ids].detach(), synthetic.texts[ids].detach())
         optimizer.zero_grad()

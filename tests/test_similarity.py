@@ -47,7 +47,9 @@ def test_the_generator_decides():
     assert torch.equal(one.left, other.left)
 
 
-@pytest.mark.parametrize("arguments, words", [(("lowrank", 3, 4), "--sim_rank 4"), (("lowrank", 3, 0), "--sim_rank 0"), (("diagonal", 3, 1), "'diagonal'")])
+@pytest.mark.parametrize(
+    "arguments, words", [(("lowrank", 3, 4), "--sim_rank 4"), (("lowrank", 3, 0), "--sim_rank 0"), (("diagonal", 3, 1), "'diagonal'")]
+)
 def test_bad_values_are_named(arguments, words):
     kind, n, rank = arguments
     with pytest.raises(UserError, match=words):

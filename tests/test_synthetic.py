@@ -39,8 +39,17 @@ def test_the_file_has_the_documented_keys(tmp_path):
 
 def test_a_file_of_the_reference_loads(tmp_path):
     ours = make()
-    torch.save({"image": ours.images.detach(), "text": ours.texts.detach(), "similarity_params": [torch.ones(5), torch.ones(5, 2), torch.ones(2, 5)],
-                "similarity_mat": ours.similarity().detach(), "syn_lr_img": torch.tensor([0.3]), "syn_lr_txt": torch.tensor(0.4)}, tmp_path / "d.pt")
+    torch.save(
+        {
+            "image": ours.images.detach(),
+            "text": ours.texts.detach(),
+            "similarity_params": [torch.ones(5), torch.ones(5, 2), torch.ones(2, 5)],
+            "similarity_mat": ours.similarity().detach(),
+            "syn_lr_img": torch.tensor([0.3]),
+            "syn_lr_txt": torch.tensor(0.4),
+        },
+        tmp_path / "d.pt",
+    )
     loaded = SyntheticSet.load(tmp_path / "d.pt")
     assert torch.equal(loaded.similarity(), ours.similarity()) and float(loaded.lr_img) == pytest.approx(0.3)
 

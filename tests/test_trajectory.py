@@ -6,8 +6,17 @@ import yaml
 from conftest import tiny_model
 
 from distill_utils.errors import UserError
-from distill_utils.trajectory import (ExpertTrajectories, describe_towers, expert_files, flatten, require_same_experts, snapshot, tower_parameters,
-                                      write_expert, write_meta)
+from distill_utils.trajectory import (
+    ExpertTrajectories,
+    describe_towers,
+    expert_files,
+    flatten,
+    require_same_experts,
+    snapshot,
+    tower_parameters,
+    write_expert,
+    write_meta,
+)
 
 
 def write_experts(folder, experts=2, epochs=3, **kwargs):
@@ -60,7 +69,10 @@ def test_files_of_the_reference_load(tmp_path):
     """Several experts to a file, no meta.yaml, Parameters in place of tensors."""
     model = tiny_model(dtype=torch.float32)
     for tower, values in zip(("img", "txt"), snapshot(model)):
-        torch.save([[[torch.nn.Parameter(value + epoch) for value in values] for epoch in range(3)] for _ in range(2)], tmp_path / f"{tower}_replay_buffer_0.pt")
+        torch.save(
+            [[[torch.nn.Parameter(value + epoch) for value in values] for epoch in range(3)] for _ in range(2)],
+            tmp_path / f"{tower}_replay_buffer_0.pt",
+        )
     experts = ExpertTrajectories(tmp_path)
     experts.require_fits(model, 1, 1)
     start, target = experts.sample(1, 2, torch.Generator())
@@ -95,6 +107,7 @@ def test_no_pickled_code_is_run(tmp_path):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "created"), "w"))
+
     write_experts(tmp_path, experts=1)
     torch.save([[[Evil()]]], expert_files(tmp_path, 0).img)
     with pytest.raises(UserError):

@@ -1,0 +1,294 @@
+"""One self-contained HTML page of a run: `python -m distill_utils.report logged_files/toy/quickstart`."""
+
+import argparse
+import base64
+import html
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from string import Template
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from matplotlib.figure import Figure
+from PIL import Image
+
+from distill_utils.errors import UserError
+from distill_utils.files import read_json, write_text
+from distill_utils.run import run_program
+from distill_utils.synthetic import SyntheticSet
+
+ROWS = {"random": "random pairs, InfoNCE", "random_same_loss": "random pairs, same loss", "distilled": "distilled", "full": "full data"}
+COLUMNS = {"img_r1": "IR@1", "img_r5": "IR@5", "img_r10": "IR@10", "txt_r1": "TR@1", "txt_r5": "TR@5", "txt_r10": "TR@10", "r_mean": "mean"}
+_MOST_PAIRS = 64
+_INK = "#808790"  # reads on light and on dark
+
+
+@torch.no_grad()
+def nearest_captions(texts, caption_embeddings, captions, k=3):
+    """For every embedding of texts [N, T], the k nearest distinct captions by cosine among caption_embeddings [M, T].
+
+    Returns N lists of {"caption", "cosine"}, nearest first; fewer than k where there are fewer distinct captions.
+    """
+    first = {}
+    for position, caption in enumerate(captions):
+        first.setdefault(caption, position)
+    positions = list(first.values())
+    texts, candidates = F.normalize(texts.cpu(), dim=1), F.normalize(caption_embeddings[positions], dim=1)
+    nearest = []
+    for chunk in texts.split(64):
+        cosines, order = (chunk @ candidates.T).topk(min(k, len(positions)), dim=1)
+        nearest += [
+            [{"caption": captions[positions[o]], "cosine": round(c, 4)} for c, o in zip(*row)] for row in zip(cosines.tolist(), order.tolist())
+        ]
+    return nearest
+
+
+def image_uri(pixels):
+    """A data URI of pixels [3, H, W] in [0, 1]: PNG, or JPEG above 128 px so that the page stays small."""
+    array = (pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    kind, options = ("jpeg", {"quality": 90}) if max(array.shape) > 128 else ("png", {})
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _svg(figure):
+    buffer = io.StringIO()
+    # A fixed salt and no date: the same run gives the same page.
+    with matplotlib.rc_context({"svg.hashsalt": "lors", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    # Without the namespaces and the document type no address is left in the page; inline SVG needs neither.
+    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :]).replace("xlink:href", "href")
+
+
+def _axes(title, width=5.2, height=3.0):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize=10, color=_INK, loc="left")
+    axes.tick_params(colors=_INK, labelsize=8)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_INK)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def curve_figure(log, title, keys, bands=()):
+    """An SVG of log keys over outer steps, {key: label}; keys in `bands` (Mean/...) get their Std/ as a band. None without points."""
+    figure, axes = _axes(title)
+    for key, label in keys.items():
+        points = [(line["step"], line[key], line.get(key.replace("Mean/", "Std/"), 0)) for line in log if key in line]
+        if not points:
+            continue
+        steps, values, spread = map(np.array, zip(*points))
+        (line,) = axes.plot(steps, values, label=label, linewidth=1.6, marker="o" if len(points) < 25 else None, markersize=3)
+        if key in bands:
+            axes.fill_between(steps, values - spread, values + spread, alpha=0.15, color=line.get_color(), linewidth=0)
+    if not axes.lines:
+        return None
+    axes.set_xlabel("outer step", color=_INK, fontsize=8)
+    axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
+    return _svg(figure)
+
+
+def similarity_image(similarity):
+    """A data URI of S [N, N], one pixel a cell: blue below 0, white at 0, red above, and the largest |S - I| off the diagonal."""
+    matrix = similarity.cpu().numpy()
+    off = matrix[~np.eye(len(matrix), dtype=bool)]
+    limit = float(np.abs(off).max()) if off.size else 0.0
+    limit = limit or 1.0  # the diagonal, near 1, saturates: what was mined is off it
+    colours = matplotlib.colormaps["RdBu_r"](np.clip(matrix / limit, -1, 1) / 2 + 0.5)[..., :3]
+    buffer = io.BytesIO()
+    Image.fromarray((colours * 255).round().astype(np.uint8)).save(buffer, "png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", limit
+
+
+def strongest_pairs(similarity, count=8):
+    """The `count` off-diagonal cells of largest |S|: (image, text, value)."""
+    matrix = similarity.clone().fill_diagonal_(0)
+    n = len(matrix)
+    order = matrix.abs().flatten().topk(min(count, n * n - n)).indices.tolist()
+    return [(cell // n, cell % n, float(matrix.flatten()[cell])) for cell in order]
+
+
+def _read_log(path):
+    """Lines of the run's own curves; a line that is not whole JSON, as a killed run leaves one, is passed over."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and "step" in line and line.get("program") != "evaluate":
+            lines.append(line)
+    return lines
+
+
+def _results_table(results):
+    rows = [(label, results[key]) for key, label in ROWS.items() if isinstance(results.get(key), dict) and "r_mean" in results[key]]
+    if not rows:
+        return "<p>No evaluation yet: run <code>python -m distill_utils.evaluate</code>.</p>"
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS.values())
+    body = "".join(
+        f"<tr><th>{label}</th>"
+        + "".join(f"<td>{result[key]['mean']:.1f}<small> ± {result[key]['std']:.1f}</small></td>" for key in COLUMNS)
+        + f"<td>{result['r_mean']['n']}</td></tr>"
+        for label, result in rows
+    )
+    return (
+        f"<div class=wide><table><tr><th></th>{head}<th>n</th></tr>{body}</table></div>"
+        "<p class=note>Test recall in percent, mean ± standard deviation over n students; each student's epoch was chosen on val. "
+        "IR: text to image, TR: image to text.</p>"
+    )
+
+
+def _caption_lines(captions):
+    return "".join(f"<li>{html.escape(entry['caption'])} <small>{entry['cosine']:.2f}</small></li>" for entry in captions)
+
+
+def _pair_cards(initial, final, nearest):
+    """A card per pair: initial and final image, the caption it began with, the captions nearest to its learned text."""
+    before = initial.pixels() if initial is not None else None
+    after, sources = final.pixels(), final.meta.get("source_captions") or [None] * len(final)
+    cards = []
+    for i in range(min(len(final), _MOST_PAIRS)):
+        images = ([("initial", before[i])] if before is not None else []) + [("learned", after[i])]
+        figures = "".join(
+            f'<figure><img alt="{name} image {i}" src="{image_uri(pixels)}"><figcaption>{name}</figcaption></figure>' for name, pixels in images
+        )
+        source = f"<p><small>began as</small> {html.escape(sources[i])}</p>" if sources[i] else "<p><small>began as noise</small></p>"
+        near = f"<small>nearest captions now</small><ul>{_caption_lines(nearest[i])}</ul>" if i < len(nearest) else ""
+        cards.append(f"<article><h3>{i}</h3><div class=images>{figures}</div>{source}{near}</article>")
+    more = len(final) - len(cards)
+    missing = "" if nearest else "<p class=note>The real captions were not at hand, so the nearest ones are not shown.</p>"
+    return missing + f"<div class=grid>{''.join(cards)}</div>" + (f"<p class=note>and {more} more pairs in the file.</p>" if more else "")
+
+
+def _similarity_section(final):
+    similarity = final.similarity().detach()
+    uri, limit = similarity_image(similarity)
+    captions = final.meta.get("source_captions") or [None] * len(final)
+    rows = "".join(
+        f"<tr><td>{i}</td><td>{j}</td><td>{value:+.3f}</td><td>{html.escape(captions[j] or '')}</td></tr>"
+        for i, j, value in strongest_pairs(similarity)
+        if value
+    )
+    mined = (
+        f"<div class=wide><table><tr><th>image</th><th>text</th><th>S</th><th>the text began as</th></tr>{rows}</table></div>"
+        if rows
+        else "<p>S is the identity: nothing is mined off its diagonal.</p>"
+    )
+    return (
+        f'<div class=split><figure><img class=matrix alt="similarity matrix" src="{uri}"><figcaption>rows: images, columns: texts; blue to red: '
+        f"-{limit:.2g} to {limit:.2g}</figcaption></figure><div><h3>Strongest off the diagonal</h3>{mined}</div></div>"
+    )
+
+
+def _find_sets(run_dir, results):
+    steps = {int(match[1]): path for path in run_dir.glob("distilled_*.pt") if (match := re.fullmatch(r"distilled_(\d+)\.pt", path.name))}
+    if not steps:
+        raise UserError(f"{run_dir} holds no distilled_*.pt to report on.")
+    last = results.get("selected_step") if results.get("selected_step") in steps else max(steps)
+    initial = SyntheticSet.load(steps[0]) if 0 in steps and last != 0 else None
+    return initial, SyntheticSet.load(steps[last]), last
+
+
+def _arguments(run_dir):
+    try:
+        values = yaml.safe_load((run_dir / "args.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = None
+    if not isinstance(values, dict):
+        return {}, "<p class=note>args.yaml was not at hand.</p>"
+    provenance = values.get("_run") if isinstance(values.get("_run"), dict) else {}
+    command = html.escape(str(provenance.get("command", "")))
+    return provenance, f"<p><code>{command}</code></p><pre>{html.escape(yaml.safe_dump(values, sort_keys=False))}</pre>"
+
+
+def write_report(run_dir):
+    """Write `run_dir`/report.html from the run's files and return its path; UserError where there is no synthetic set."""
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir} is not a run's folder.")
+    results = read_json(run_dir / "results.json", {})
+    initial, final, step = _find_sets(run_dir, results)
+    log = _read_log(run_dir / "log.jsonl")
+    provenance, arguments = _arguments(run_dir)
+    nearest = read_json(run_dir / "nearest.json", {}).get("captions", [])
+    recall = {"Mean/r_mean": "test, mean of six recalls", "Mean/img_r10": "IR@10", "Mean/txt_r10": "TR@10", "Val/r_mean": "val, mean of six"}
+    figures = [
+        curve_figure(log, "Recall while distilling (%)", recall, bands=recall),
+        curve_figure(log, "Matching loss", {"Loss/grand": "sum", "Loss/img_grand": "image tower", "Loss/txt_grand": "text head"}),
+        curve_figure(log, "Learned learning rates", {"Synthetic_LR/Image": "image tower", "Synthetic_LR/Text": "text head"}),
+    ]
+    facts = [
+        f"{len(final)} pairs",
+        str(final.meta.get("dataset", "")),
+        f"outer step {step}",
+        f"{tuple(final.images.shape[-2:])[0]} px",
+        f"loss {final.meta.get('loss', '?')}",
+        f"{final.meta.get('image_encoder', '?')} + {final.meta.get('text_encoder', '?')}",
+        str(provenance.get("device", "")),
+    ]
+    page = _PAGE.substitute(
+        title=html.escape(run_dir.name),
+        facts=html.escape(" · ".join(fact for fact in facts if fact)),
+        results=_results_table(results),
+        curves="".join(f"<div class=curve>{figure}</div>" for figure in figures if figure) or "<p class=note>log.jsonl holds no curves.</p>",
+        similarity=_similarity_section(final),
+        pairs=_pair_cards(initial, final, nearest),
+        arguments=arguments,
+    )
+    write_text(run_dir / "report.html", page)
+    return run_dir / "report.html"
+
+
+_PAGE = Template("""<!doctype html>
+<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>$title</title>
+<style>
+:root { color-scheme: light dark; --back: #fbfbfa; --card: #fff; --ink: #1d2126; --soft: #6b727b; --line: #e3e5e8; }
+@media (prefers-color-scheme: dark) { :root { --back: #14171a; --card: #1c2024; --ink: #e6e8ea; --soft: #98a0a8; --line: #2d3238; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 74rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .7rem; font-size: 1.2rem; } h3 { margin: 0 0 .4rem; font-size: .95rem; color: var(--soft); }
+small, .note, figcaption, .facts { color: var(--soft); } .note, figcaption { font-size: .85rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+td, th { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child { text-align: left; } .split td:last-child, .split th:last-child { text-align: left; white-space: normal; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
+.curve, article { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; } .curve svg { width: 100%; height: auto; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1rem; }
+.images { display: flex; gap: .6rem; } figure { margin: 0; flex: 1; } img { width: 100%; display: block; image-rendering: pixelated; border-radius: 4px; }
+article p, article ul { margin: .5rem 0; font-size: .88rem; } article ul { padding-left: 1.1rem; }
+.split { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem; align-items: start; }
+pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; font-size: .8rem; } code { overflow-wrap: anywhere; }
+</style></head><body>
+<h1>$title</h1><p class=facts>$facts</p>
+<h2>Retrieval</h2>$results
+<h2>Curves</h2><div class=curves>$curves</div>
+<h2>Similarity</h2>$similarity
+<h2>Pairs</h2>$pairs
+<h2>How it was made</h2><details><summary>command and arguments</summary>$arguments</details>
+</body></html>
+""")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", help="a run's folder, with its distilled_*.pt")
+    path = write_report(parser.parse_args(argv).run_dir)
+    print(f"report: {path}")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,172 @@
+"""The flags: each is read, YAML and command line agree, every sh file's command is valid."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill_utils import config
+from distill_utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = {
+    "buffer.py": config.buffer_parser,
+    "distill_lors.py": config.distill_parser,
+    "distill_utils.evaluate": config.evaluate_parser,
+    "distill_utils.coreset": config.coreset_parser,
+}
+REFERENCE_FLAGS = """dataset image_root ann_root image_encoder text_encoder image_size buffer_path num_experts train_epochs lr_teacher_img lr_teacher_txt
+    batch_train syn_steps expert_epochs max_start_epoch lr_img lr_txt lr_lr lr_sim sim_type sim_rank alpha num_queries mini_batch_size loss_type
+    merge_loss_branches temperature pix_init txt_init no_aug Iteration eval_it num_eval epoch_eval_train clamp_lr image_pretrained text_pretrained
+    image_trainable momentum_syn momentum_lr momentum_sim resume_from name eval_freq ckpt_path seed device gradient second_order wandb config""".split()
+
+
+def flags(parser):
+    return {action.dest for action in parser._actions} - {"help"}
+
+
+def test_the_references_flags_and_the_new_ones_are_there():
+    assert set(REFERENCE_FLAGS) <= set().union(*(flags(parser("")) for parser in PROGRAMS.values()))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_declared_flag_is_read(program):
+    """As `args.flag` in the program, or in what every program hands its namespace to."""
+    files = [
+        ROOT / (program if program.endswith(".py") else program.replace(".", "/") + ".py"),
+        ROOT / "distill_utils/run.py",
+        ROOT / "distill_utils/flags.py",
+    ]
+    read = {
+        node.attr
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
+    }
+    unread = flags(PROGRAMS[program]("")) - read - {"config"}  # config is read by parse itself
+    assert not unread
+
+
+def sh_commands(file):
+    """The python commands of an sh file, as (program, arguments), with its variables left as they are."""
+    text = file.read_text().replace("\\\n", " ")
+    variables = dict(re.findall(r'^(\w+)="([^"]*)"$', text, flags=re.M))
+    for line in text.splitlines():
+        line = re.sub(r"\$(\w+)", lambda match: variables.get(match[1], match[0]), line.strip().removeprefix("exec "))
+        if line.startswith("python "):
+            words = [word for word in shlex.split(line)[1:] if word not in ("$@", "-m")]
+            yield words[0], words[1:]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sh").glob("*.sh")), ids=lambda file: file.name)
+def test_every_sh_file_gives_flags_that_parse(file):
+    for program, arguments in sh_commands(file):
+        if program in PROGRAMS:
+            if program == "distill_utils.evaluate" and "--ckpt_path" not in arguments:
+                arguments = [*arguments, "--ckpt_path", "x"]
+            args = config.parse(
+                PROGRAMS[program](""), [re.sub(r"\$\{\w+:-(\w+)\}|\$\w+", r"\g<1>" if ":-" in word else "0", word) for word in arguments]
+            )
+            assert args.dataset in file.name or "toy" in args.dataset or file.name in ("evaluate.sh",)
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("flickr_lors_100", (99, 100, 10, 10, 3, 20, 2, 3000, 50, False, 0.07, False)),
+        ("flickr_lors_200", (199, 1000, 10, 5, 1, 20, 2, 3000, 50, False, 0.07, False)),
+        ("flickr_lors_500", (499, 1000, 100, 20, 0.01, 40, 3, 3000, 300, False, 0.07, False)),
+        ("coco_lors_100", (99, 1000, 5, 10, 1, 20, 2, 3000, 50, True, 0.07, False)),
+        ("coco_lors_200", (199, 1000, 50, 20, 1, 20, 2, 2000, 50, True, 0.07, False)),
+        ("coco_lors_500", (499, 5000, 500, 40, 1, 30, 2, 3000, 50, True, 0.1, True)),
+    ],
+)
+def test_the_published_hyper_parameters(name, values):
+    ((_, arguments),) = sh_commands(ROOT / "sh" / f"distill_{name}.sh")
+    args = config.parse(config.distill_parser(""), arguments)
+    assert (
+        args.num_queries,
+        args.lr_img,
+        args.lr_sim,
+        args.sim_rank,
+        args.alpha,
+        args.mini_batch_size,
+        args.max_start_epoch,
+        args.Iteration,
+        args.eval_it,
+        args.merge_loss_branches,
+        args.temperature,
+        args.no_aug,
+    ) == values
+    assert (
+        args.lr_txt,
+        args.syn_steps,
+        args.expert_epochs,
+        args.lr_lr,
+        args.lr_teacher_img,
+        args.loss_type,
+        args.sim_type,
+        args.momentum_syn,
+        args.num_eval,
+        args.epoch_eval_train,
+        args.batch_eval,
+    ) == (args.lr_img, 8, 1, 0.01, 0.1, "WBCE", "lowrank", 0.5, 5, 100, 128)
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    file = tmp_path / "args.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {"seed": 7, "no_aug": True, "image_pretrained": False, "toy_size": [30, 4, 5], "lr_img": 2.5, "name": None, "_run": {"git": 1}}
+        )
+    )
+    args = config.parse(config.distill_parser(""), ["--config", str(file), "--seed", "9", "--no_aug", "false"])
+    assert (args.seed, args.no_aug, args.image_pretrained, args.toy_size, args.lr_img, args.name) == (9, False, False, (30, 4, 5), 2.5, None)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("sede: 1", "'sede', which is not a flag"),
+        ("[1, 2]", "must hold flags"),
+        ("a: [", "cannot be read as YAML"),
+        ("seed: much", "--seed: expected a whole number"),
+        ("loss_type: L2", "invalid choice: 'L2'"),
+        ("config: other.yaml", "'config', which is not"),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path, content, words):
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(UserError, match=words):
+        config.parse(config.distill_parser(""), ["--config", str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--dsa", "True"], "--dsa is not a flag of this project"),
+        (["--zca=True"], "--zca is not a flag"),
+        (["--texture"], "--texture is not a flag"),
+        (["--no_such_flag"], "no_such_flag"),
+        (["--num_queries", "0"], "--num_queries: expected a whole number of at least 1, not '0'"),
+        (["--no_aug", "perhaps"], "--no_aug: expected true or false, not 'perhaps'"),
+        (["--lr_img", "nan"], "--lr_img: expected"),
+        (["--lr_img", "inf"], "--lr_img: expected"),
+        (["--toy_size", "3,4"], "--toy_size: .*three positive"),
+        (["--config", "absent.yaml"], "absent.yaml does not exist"),
+        (["--seed"], "expected one argument"),
+    ],
+)
+def test_bad_flags_are_one_sentence(arguments, words):
+    with pytest.raises(UserError, match=words) as error:
+        config.parse(config.distill_parser(""), arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_switches_stand_alone_and_take_values():
+    parse = lambda *arguments: config.parse(config.buffer_parser(""), arguments)  # noqa: E731
+    assert parse("--no_aug").no_aug and parse("--no_aug", "True").no_aug and not parse("--no_aug=False").no_aug and not parse().no_aug
+    assert not parse("--image_pretrained", "False").image_pretrained  # the reference's type=bool could not say so

@@ -1,0 +1,286 @@
+"""The programs' own command lines with tiny numbers, in one process, on toy data and on real photos."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import buffer
+import distill_lors
+from distill_utils import coreset, evaluate
+from distill_utils.errors import UserError
+from distill_utils.report import main as report
+from distill_utils.synthetic import SyntheticSet
+
+ROOT = Path(__file__).parent.parent
+METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
+DISTILL = "--num_queries 6 --mini_batch_size 4 --syn_steps 2 --sim_rank 2 --Iteration 3 --eval_it 2 --num_eval 2 --epoch_eval_train 4 --lr_img 1 --lr_txt 1 --lr_sim 1 --lr_lr 0.0001".split()
+EXPERTS = "--num_experts 2 --train_epochs 3 --batch_train 32 --eval_freq 2".split()
+
+
+def toy(folder):
+    """Flags of the smallest toy task, its data and checkpoints under `folder`."""
+    return [
+        "--dataset",
+        "toy",
+        "--image_root",
+        f"{folder}/data",
+        "--ann_root",
+        f"{folder}/data",
+        "--toy_size",
+        "30,5,7",
+        "--image_size",
+        "32",
+        "--image_encoder",
+        "test_nfnet",
+        "--image_pretrained",
+        "false",
+        "--text_encoder",
+        "toy_bert",
+        "--checkpoint_dir",
+        f"{folder}/checkpoints",
+        "--num_workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with toy data and two trained experts."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        buffer.main([*toy(folder), *EXPERTS, "--buffer_path", f"{folder}/buffers"])
+    return folder
+
+
+@pytest.fixture
+def here(home, monkeypatch):
+    monkeypatch.chdir(home)
+    return home
+
+
+def distill(folder, name, *more):
+    return distill_lors.main([*toy(folder), *DISTILL, "--buffer_path", f"{folder}/buffers", "--name", name, *more])
+
+
+def read_log(directory):
+    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def test_buffer_writes_experts_results_and_meta(here):
+    folder = here / "buffers/toy/test_nfnet_toy_bert/InfoNCE"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [f"{tower}_replay_buffer_{n}.pt" for tower in ("img", "txt") for n in (0, 1)] + ["results_0.json", "results_1.json", "meta.yaml"]
+    )
+    (expert,) = torch.load(folder / "img_replay_buffer_0.pt", weights_only=True)
+    assert len(expert) == 4 and all(not torch.equal(a[0], b[0]) for a, b in zip(expert, expert[1:]))  # four distinct snapshots
+    (other,) = torch.load(folder / "img_replay_buffer_1.pt", weights_only=True)
+    assert not torch.equal(expert[0][0], other[0][0])
+    results = json.loads((folder / "results_0.json").read_text())
+    assert [point["epoch"] for point in results["curve"]] == [2, 3] and set(results["val"]) == set(METRICS)
+    log = read_log(here / "logged_files/toy/buffer")
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6] and "Results/img_r1" in log[1] and "Results/img_r1" not in log[0]
+    meta = yaml.safe_load((folder / "meta.yaml").read_text())
+    assert meta["parameters"]["img"][0][1] == list(expert[0][0].shape) and meta["train_epochs"] == 3
+
+
+def test_buffer_keeps_finished_experts_and_refuses_other_settings(here, capsys):
+    folder = here / "buffers/toy/test_nfnet_toy_bert/InfoNCE"
+    before = (folder / "img_replay_buffer_0.pt").stat().st_mtime_ns
+    buffer.main([*toy(here), *EXPERTS, "--buffer_path", f"{here}/buffers", "--name", "again"])
+    assert (folder / "img_replay_buffer_0.pt").stat().st_mtime_ns == before and "already in" in capsys.readouterr().out
+    with pytest.raises(UserError, match="train_epochs 3, not 4"):
+        buffer.main([*toy(here), *EXPERTS, "--buffer_path", f"{here}/buffers", "--train_epochs", "4", "--name", "again"])
+
+
+def test_distill_evaluate_report(here):
+    directory = distill(here, "run")
+    assert {"args.yaml", "log.jsonl", "results.json", "nearest.json", "distilled_0.pt", "distilled_2.pt", "distilled_3.pt"} <= {
+        p.name for p in directory.iterdir()
+    }
+    log = read_log(directory)
+    assert [line["step"] for line in log] == [0, 1, 2, 3]
+    assert {"Loss/grand", "Loss/img_grand", "Loss/txt_grand", "Synthetic_LR/Image", "Synthetic_LR/Text", "seconds"} <= set(log[1])
+    assert all(f"{name}/{key}" in log[2] for name in ("Mean", "Std") for key in METRICS) and "Mean/r_mean" not in log[1]
+    first, last = (SyntheticSet.load(directory / f"distilled_{step}.pt") for step in (0, 3))
+    assert all(not torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters()))  # everything is learned
+    assert len(set(first.meta["source_captions"])) == 6 and last.meta["step"] == 3
+    assert torch.equal(first.similarity(), torch.eye(6))
+
+    rows = evaluate.main(
+        [*toy(here), "--ckpt_path", str(directory), "--num_eval", "3", "--epoch_eval_train", "4", "--baselines", "--buffer_path", f"{here}/buffers"]
+    )
+    results = json.loads((directory / "results.json").read_text())
+    for row in ("random", "random_same_loss", "distilled", "full"):
+        assert results[row]["r_mean"] == rows[row]["r_mean"] and set(results[row]["r_mean"]) == {"mean", "std", "n"}
+    assert [results[row]["r_mean"]["n"] for row in ("random", "random_same_loss", "distilled", "full")] == [3, 3, 3, 2]
+    assert [results[row]["loss"] for row in ("random", "random_same_loss", "distilled")] == ["InfoNCE", "WBCE", "WBCE"]
+    assert results["distilled"]["file"] == f"distilled_{results['selected_step']}.pt" and len(results["evaluations"]) == 3
+    assert yaml.safe_load((directory / "args.yaml").read_text())["num_queries"] == 6  # evaluate leaves the run's own arguments
+
+    report([str(directory)])
+    assert (directory / "report.html").read_text().startswith("<!")
+
+
+def test_args_yaml_replays_the_run_to_the_byte(here):
+    first = distill(here, "one", "--seed", "5")
+    config = yaml.safe_load((first / "args.yaml").read_text())
+    assert {"git_commit", "torch", "device", "seed", "command"} <= set(config["_run"])
+    second = distill_lors.main(["--config", str(first / "args.yaml"), "--name", "two"])
+    for step in (0, 3):
+        one, two = (torch.load(directory / f"distilled_{step}.pt", weights_only=True) for directory in (first, second))
+        assert all(torch.equal(one[key], two[key]) for key in ("image", "text", "similarity_mat", "syn_lr_img"))
+    drop = lambda line: {key: value for key, value in line.items() if key not in ("time", "seconds")}  # noqa: E731
+    assert [drop(line) for line in read_log(first)] == [drop(line) for line in read_log(second)]
+    other = distill(here, "three", "--seed", "6")
+    assert not torch.equal(SyntheticSet.load(other / "distilled_3.pt").images, SyntheticSet.load(first / "distilled_3.pt").images)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--gradient", "full", "--second_order", "reverse", "--merge_loss_branches"),
+        ("--second_order", "finite", "--sim_type", "full", "--loss_type", "KL"),
+        ("--sim_type", "identity", "--loss_type", "InfoNCE", "--pix_init", "noise", "--txt_init", "noise"),
+        ("--momentum_syn", "0", "--lr_lr", "0"),
+    ],
+)
+def test_variants_run(here, more):
+    directory = distill(here, "variant", "--num_eval", "1", "--eval_it", "3", *more)
+    synthetic = SyntheticSet.load(directory / "distilled_3.pt")
+    assert all(torch.isfinite(parameter).all() for parameter in synthetic.parameters())
+    if "--lr_lr" in more:
+        assert float(synthetic.lr_img) == pytest.approx(0.1)
+    if "noise" in more:
+        assert synthetic.meta["source_captions"] == [None] * 6
+
+
+def test_resume_from_goes_on_at_its_step(here):
+    directory = distill(here, "begun")
+    resumed = distill(here, "resumed", "--resume_from", str(directory / "distilled_2.pt"), "--Iteration", "4")
+    assert [line["step"] for line in read_log(resumed)] == [2, 3, 4]
+
+
+def test_the_learned_rates_have_a_floor(here):
+    directory = distill(here, "floor", "--lr_lr", "1000", "--clamp_lr", "0.05", "--num_eval", "1", "--Iteration", "1", "--eval_it", "5")
+    synthetic = SyntheticSet.load(directory / "distilled_1.pt")
+    assert float(synthetic.lr_img) >= 0.05 - 1e-6 and float(synthetic.lr_txt) >= 0.05 - 1e-6
+
+
+def test_a_diverging_run_says_so_and_keeps_what_was_saved(here):
+    with pytest.raises(UserError, match="(gradient of .* is not finite|training loss became|features are not finite)"):
+        distill(here, "nan", "--lr_img", "1e30", "--lr_txt", "1e30", "--lr_lr", "1e9", "--num_eval", "1")
+    assert SyntheticSet.load(here / "logged_files/toy/nan/distilled_0.pt").images.isfinite().all()
+
+
+def test_a_coreset_is_a_synthetic_set(here):
+    path = coreset.main(["random", *toy(here), "--num_queries", "6"])
+    synthetic = SyntheticSet.load(path)
+    assert torch.equal(synthetic.similarity(), torch.eye(6)) and synthetic.similarity.kind == "identity"
+    rows = evaluate.main([*toy(here), "--ckpt_path", str(path), "--num_eval", "1", "--epoch_eval_train", "2"])
+    assert rows["distilled"]["loss"] == "InfoNCE"
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--num_queries", "31"], "--num_queries 31 asks for more pairs than the 30 train images"),
+        (["--mini_batch_size", "7"], "--mini_batch_size 7 is more than"),
+        (["--image_size", "40"], "image_size 32, but this run has 40"),
+        (["--buffer_path", "elsewhere"], "holds no experts"),
+        (["--expert_epochs", "3"], "has 3 epochs"),
+        (["--device", "cuda:99"], "'cuda:99' cannot be used here"),
+        (["--no_aug"], "holds no experts"),
+        (["--resume_from", "absent.pt"], "absent.pt does not exist"),
+        (["--image_encoder", "nonet"], "'nonet' is neither"),
+    ],
+)
+def test_bad_input_to_distillation_is_one_sentence(here, more, words):
+    with pytest.raises(UserError, match=words):
+        distill(here, "bad", *more)
+
+
+def test_evaluate_refuses_another_text_encoder_and_size(here):
+    path = coreset.main(["random", *toy(here), "--num_queries", "4", "--name", "refused"])
+    saved = torch.load(path, weights_only=True)
+    for change, words in (
+        ({"text": saved["text"][:, :5]}, "width 5, but --text_encoder toy_bert gives 256"),
+        ({"image": saved["image"][..., :16, :16]}, "16 pixels"),
+        ({"meta": saved["meta"] | {"text_fingerprint": "0"}}, "other weights of the text encoder"),
+    ):
+        torch.save(saved | change, path)
+        with pytest.raises(UserError, match=words):
+            evaluate.main([*toy(here), "--ckpt_path", str(path)])
+
+
+def test_a_missing_image_is_named_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    coreset.main(["random", *toy(tmp_path), "--num_queries", "2"])
+    (tmp_path / "data/images/train_00003.png").unlink()
+    (tmp_path / "data/toy_meta.json").unlink()
+    for split in ("train", "val", "test"):
+        (tmp_path / f"data/toy_{split}.json").rename(tmp_path / f"data/flickr8k_{split}.json")
+    with pytest.raises(UserError, match="train_00003.png does not exist"):
+        coreset.main(["random", *toy(tmp_path), "--dataset", "flickr8k", "--num_queries", "2"])
+
+
+def test_a_mistake_on_the_command_line_prints_one_line_and_exits_2(tmp_path):
+    for program in (
+        ["buffer.py", "--dsa", "True"],
+        ["distill_lors.py", "--dataset", "flickr", "--ann_root", "nowhere"],
+        ["-m", "distill_utils.report", "nowhere"],
+    ):
+        done = (
+            subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""})
+            if program[0] == "-m"
+            else subprocess.run([sys.executable, str(ROOT / program[0]), *program[1:]], cwd=tmp_path, capture_output=True, text=True)
+        )
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_wandb_offline_gets_the_same_keys(here):
+    directory = distill(here, "offline", "--wandb", "offline", "--num_eval", "1", "--Iteration", "1")
+    assert list(directory.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.fixture(scope="module")
+def flickr8k(shared):
+    root = shared.resolve() / "flickr8k_1k"
+    return [
+        "--dataset",
+        "flickr8k",
+        "--image_root",
+        str(root),
+        "--ann_root",
+        str(root),
+        "--text_encoder",
+        "toy_bert",
+        "--image_encoder",
+        "test_nfnet",
+        "--image_pretrained",
+        "false",
+        "--image_size",
+        "32",
+        "--num_workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
+
+
+def test_real_photos_go_through_the_same_commands(flickr8k, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = [*flickr8k, "--checkpoint_dir", f"{tmp_path}/checkpoints", "--no_aug"]
+    buffer.main([*common, "--num_experts", "1", "--train_epochs", "2", "--eval_freq", "1", "--buffer_path", f"{tmp_path}/b"])
+    directory = distill_lors.main([*common, *DISTILL, "--num_eval", "1", "--max_start_epoch", "1", "--buffer_path", f"{tmp_path}/b", "--name", "run"])
+    rows = evaluate.main([*common, "--ckpt_path", str(directory), "--num_eval", "1", "--epoch_eval_train", "2"])
+    assert 0 <= rows["distilled"]["r_mean"]["mean"] <= 100
+    nearest = json.loads((directory / "nearest.json").read_text())["captions"]
+    assert len(nearest) == 6 and all(len(captions) == 3 for captions in nearest)
