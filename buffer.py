@@ -9,11 +9,11 @@ from distill_utils import config
 from distill_utils.errors import UserError
 from distill_utils.evaluate import METRICS, choose_epochs, gallery_recall
 from distill_utils.files import write_json
-from distill_utils.flags import made_with, model_maker, open_task
+from distill_utils.flags import experts_folder, made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.training import sgd, train_epoch
-from distill_utils.trajectory import buffer_folder, describe_towers, expert_files, read_meta, require_same_experts, snapshot, write_expert, write_meta
+from distill_utils.trajectory import describe_towers, expert_files, read_meta, require_same_experts, snapshot, write_expert, write_meta
 
 
 def train_expert(model, task, *, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, eval_freq, generator, device, on_epoch):
@@ -65,7 +65,7 @@ def main(argv=None):
     run = Run(args, "buffer", default_name="buffer")
     task = open_task(args, run.device)
     make_model = model_maker(args, task)
-    folder = buffer_folder(args.buffer_path, args.dataset, args.image_encoder, args.text_encoder, args.loss_type, not args.no_aug)
+    folder = experts_folder(args, args.loss_type)
     recipe = ("train_epochs", "batch_train", "temperature", "loss_type", "lr_teacher_img", "lr_teacher_txt")
     prepare_folder(folder, made_with(args, task) | {key: getattr(args, key) for key in recipe} | {"parameters": describe_towers(make_model())})
 

@@ -12,14 +12,14 @@ from distill_utils.coreset import real_set
 from distill_utils.errors import UserError
 from distill_utils.evaluate import METRICS, evaluate_synthetic_set, require_fits
 from distill_utils.files import write_json
-from distill_utils.flags import made_with, model_maker, open_task
+from distill_utils.flags import experts_folder, made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.matching import matching_step
 from distill_utils.report import nearest_captions
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.similarity import build_similarity
 from distill_utils.synthetic import SyntheticSet
-from distill_utils.trajectory import ExpertTrajectories, buffer_folder, require_same_experts
+from distill_utils.trajectory import ExpertTrajectories, require_same_experts
 
 
 def initial_set(task, n, similarity, *, pix_init, txt_init, lrs, meta, generator):
@@ -162,7 +162,7 @@ def main(argv=None):
     random_numbers = generator(args.seed, "distill")
     synthetic = first_set(args, task, wanted, random_numbers).to(run.device)
     model = make_model().to(run.device).train()
-    folder = buffer_folder(args.buffer_path, args.dataset, args.image_encoder, args.text_encoder, "InfoNCE", not args.no_aug)
+    folder = experts_folder(args)
     experts = open_experts(args, folder, wanted, model)
     optimizer = outer_optimizer(
         synthetic,

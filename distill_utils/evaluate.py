@@ -13,13 +13,12 @@ from distill_utils import config
 from distill_utils.coreset import real_set, select
 from distill_utils.errors import UserError
 from distill_utils.files import read_json
-from distill_utils.flags import model_maker, open_task
+from distill_utils.flags import experts_folder, model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.retrieval import retrieval_recall
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.synthetic import SyntheticSet
 from distill_utils.training import train_student
-from distill_utils.trajectory import buffer_folder
 
 METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
 PROTOCOLS = ("val", "last", "best")
@@ -215,7 +214,7 @@ def main(argv=None):
         rows |= random_baselines(task, len(synthetic), learned_lrs, loss_type, evaluate)
     rows["distilled"] = evaluate(synthetic, loss_type) | {"file": path.name}
     if args.baselines:
-        rows["full"] = experts_row(buffer_folder(args.buffer_path, args.dataset, args.image_encoder, args.text_encoder, "InfoNCE", not args.no_aug))
+        rows["full"] = experts_row(experts_folder(args))
     run.update_results(rows)
     run.log(synthetic.meta.get("step", 0), {f"Evaluate/{row}/{key}": result[key]["mean"] for row, result in rows.items() for key in METRICS})
     run.finish()

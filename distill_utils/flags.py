@@ -1,6 +1,7 @@
 """What the flags describe, as objects: the last place that sees `args` besides each program's main."""
 
 from distill_utils.task import RetrievalTask
+from distill_utils.trajectory import buffer_folder
 from networks import build_model
 
 
@@ -36,3 +37,8 @@ def made_with(args, task):
     """What experts and the sets distilled from them must agree in; recorded in their meta."""
     towers = {"image_encoder": args.image_encoder, "image_pretrained": args.image_pretrained, "image_trainable": args.image_trainable}
     return task.describe() | towers
+
+
+def experts_folder(args, loss_type="InfoNCE"):
+    """Where the experts of this data set and these encoders are; those that distillation matches are InfoNCE's, as published."""
+    return buffer_folder(args.buffer_path, args.dataset, args.image_encoder, args.text_encoder, loss_type, not args.no_aug)

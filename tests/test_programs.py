@@ -18,7 +18,10 @@ from distill_utils.synthetic import SyntheticSet
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
-DISTILL = "--num_queries 6 --mini_batch_size 4 --syn_steps 2 --sim_rank 2 --Iteration 3 --eval_it 2 --num_eval 2 --epoch_eval_train 4 --lr_img 1 --lr_txt 1 --lr_sim 1 --lr_lr 0.0001".split()
+DISTILL = [
+    *"--num_queries 6 --mini_batch_size 4 --syn_steps 2 --sim_rank 2 --Iteration 3 --eval_it 2 --num_eval 2 --epoch_eval_train 4".split(),
+    *"--lr_img 1 --lr_txt 1 --lr_sim 1 --lr_lr 0.0001".split(),
+]
 EXPERTS = "--num_experts 2 --train_epochs 3 --batch_train 32 --eval_freq 2".split()
 
 
