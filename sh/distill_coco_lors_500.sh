@@ -1,6 +1,6 @@
 #!/bin/sh
 # LoRS, COCO, 499 pairs (as much storage as 500 plain ones): the published hyper-parameters.
-# sh sh/distill_coco_lors_500.sh [GPU] [more flags, which win]; experts first: sh sh/buffer_coco.sh
+# sh sh/distill_coco_lors_500.sh [GPU] [more flags, which win]; experts first, without augmentation too: sh sh/buffer_coco.sh 0 --no_aug
 . "$(dirname "$0")/_env.sh"
 exec python distill_lors.py --dataset coco --image_encoder nfnet --text_encoder bert --image_size 224 \
     --buffer_path buffers --num_queries 499 --mini_batch_size 30 --syn_steps 8 --expert_epochs 1 --max_start_epoch 2 \
