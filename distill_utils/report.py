@@ -258,19 +258,25 @@ _PAGE = Template("""<!doctype html>
 :root { color-scheme: light dark; --back: #fbfbfa; --card: #fff; --ink: #1d2126; --soft: #6b727b; --line: #e3e5e8; }
 @media (prefers-color-scheme: dark) { :root { --back: #14171a; --card: #1c2024; --ink: #e6e8ea; --soft: #98a0a8; --line: #2d3238; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 74rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .7rem; font-size: 1.2rem; } h3 { margin: 0 0 .4rem; font-size: .95rem; color: var(--soft); }
+body { margin: 0 auto; max-width: 74rem; padding: 1.5rem 1rem 4rem; background: var(--back); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
+  }
+h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .7rem; font-size: 1.2rem; }
+h3 { margin: 0 0 .4rem; font-size: .95rem; color: var(--soft); }
 small, .note, figcaption, .facts { color: var(--soft); } .note, figcaption { font-size: .85rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; } .split td:last-child, .split th:last-child { text-align: left; white-space: normal; }
+th:first-child { text-align: left; }
+.split td:last-child, .split th:last-child { text-align: left; white-space: normal; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
-.curve, article { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; } .curve svg { width: 100%; height: auto; }
+.curve, article { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; }
+.curve svg { width: 100%; height: auto; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: 1rem; }
-.images { display: flex; gap: .6rem; } figure { margin: 0; flex: 1; } img { width: 100%; display: block; image-rendering: pixelated; border-radius: 4px; }
+.images { display: flex; gap: .6rem; } figure { margin: 0; flex: 1; }
+img { width: 100%; display: block; image-rendering: pixelated; border-radius: 4px; }
 article p, article ul { margin: .5rem 0; font-size: .88rem; } article ul { padding-left: 1.1rem; }
 .split { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem; align-items: start; }
-pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; font-size: .8rem; } code { overflow-wrap: anywhere; }
+pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; font-size: .8rem; }
+code { overflow-wrap: anywhere; }
 </style></head><body>
 <h1>$title</h1><p class=facts>$facts</p>
 <h2>Retrieval</h2>$results

@@ -113,6 +113,10 @@ def test_in_a_real_browser(tmp_path):
     probe = "<script>onload=()=>{document.title=[...document.images].filter(i=>i.naturalWidth>0).length+' of '+document.images.length}</script>"
     (tmp_path / "probe.html").write_text(path.read_text().replace("</body>", probe + "</body>"))
     quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-    done = subprocess.run([browser, *quiet, f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/probe.html"],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [browser, *quiet, f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/probe.html"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "<title>11 of 11</title>" in done.stdout
