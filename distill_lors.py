@@ -14,7 +14,7 @@ from distill_utils.evaluate import METRICS, evaluate_synthetic_set, require_fits
 from distill_utils.files import write_json
 from distill_utils.flags import experts_folder, made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
-from distill_utils.matching import matching_step
+from distill_utils.matching import matching_step, require_no_running_statistics
 from distill_utils.report import nearest_captions
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.similarity import build_similarity
@@ -126,7 +126,8 @@ def save_and_evaluate(run, synthetic, step, evaluations, evaluate):
 
 
 def open_experts(args, folder, wanted, model):
-    """The trajectories in `folder`, checked against what this run needs of them."""
+    """The trajectories in `folder`, checked against what this run needs of them, as is the model."""
+    require_no_running_statistics(model)
     require_same_experts(folder, wanted)
     experts = ExpertTrajectories(folder)
     experts.require_fits(model, args.max_start_epoch - 1, args.expert_epochs)

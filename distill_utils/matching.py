@@ -74,6 +74,16 @@ def matching_step(
     return loss
 
 
+def require_no_running_statistics(model):
+    """UserError for a model whose output depends on more than its weights and inputs."""
+    for name, module in model.named_modules():
+        if getattr(module, "running_mean", None) is not None:
+            raise UserError(
+                f"{name} ({type(module).__name__}) keeps running statistics, which are no function of the weights: "
+                "trajectory matching needs an encoder without BatchNorm, such as nfnet."
+            )
+
+
 class _Batch(NamedTuple):
     """z_t, and the seed of the random numbers (dropout) that belong to it in both passes."""
 
@@ -91,12 +101,7 @@ class _Student:
     """The model as a function of two flat weight vectors and a minibatch."""
 
     def __init__(self, model, loss_fn, temperature):
-        for name, module in model.named_modules():
-            if getattr(module, "running_mean", None) is not None:
-                raise UserError(
-                    f"{name} ({type(module).__name__}) keeps running statistics, which are no function of the weights: "
-                    "trajectory matching needs an encoder without BatchNorm, such as nfnet."
-                )
+        require_no_running_statistics(model)
         self.model, self.loss_fn, self.temperature = model, loss_fn, temperature
         towers = tower_parameters(model)
         self.names = [[name for name, _ in tower] for tower in towers]

@@ -15,7 +15,8 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
     """A timm model without its classifier: images [B, 3, H, W] to features [B, num_features].
 
     Pretrained weights come from a file in `checkpoint_dir` (an alias's own name, or `<timm name>.pth`) if it is there,
-    from timm's hub otherwise. Raises UserError for an unknown name and for weights that cannot be had.
+    from timm's hub otherwise. Without them the weights are random but always the same, as pretrained ones are: every expert
+    and every student starts from one image tower, in both cases. Raises UserError for an unknown name and for weights that cannot be had.
     """
     timm_name, file_name = _ALIASES.get(name, (name, f"{name}.pth"))
     if not timm.is_model(timm_name):
@@ -23,7 +24,9 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
     checkpoint = Path(checkpoint_dir) / file_name
     from_hub = pretrained and not checkpoint.exists()
     try:
-        model = timm.create_model(timm_name, pretrained=from_hub, num_classes=0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = timm.create_model(timm_name, pretrained=from_hub, num_classes=0)
     except (OSError, RuntimeError) as error:
         if not from_hub:
             raise

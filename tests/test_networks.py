@@ -174,3 +174,9 @@ def test_toy_bert_is_a_plain_checkpoint_whose_vectors_tell_captions_apart(tmp_pa
     again = load_file(ensure_toy_bert(captions, tmp_path / "again") / "model.safetensors")
     first = load_file(folder / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_untrained_image_towers_are_the_same_and_heads_are_not(tmp_path):
+    one, other = (build_model("test_nfnet", 12, pretrained=False, checkpoint_dir=tmp_path) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.image_encoder.parameters(), other.image_encoder.parameters()))
+    assert not torch.equal(one.text_projection.fc.weight, other.text_projection.fc.weight)
