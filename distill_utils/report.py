@@ -80,8 +80,8 @@ def _axes(title, width=5.2, height=3.0):
     return figure, axes
 
 
-def curve_figure(log, title, keys, bands=()):
-    """An SVG of log keys over outer steps, {key: label}; keys in `bands` (Mean/...) get their Std/ as a band. None without points."""
+def curve_figure(log, title, keys):
+    """An SVG of log keys over outer steps, {key: label}; a Mean/ has its Std/ as a band. None without points."""
     figure, axes = _axes(title)
     for key, label in keys.items():
         points = [(line["step"], line[key], line.get(key.replace("Mean/", "Std/"), 0)) for line in log if key in line]
@@ -89,7 +89,7 @@ def curve_figure(log, title, keys, bands=()):
             continue
         steps, values, spread = map(np.array, zip(*points))
         (line,) = axes.plot(steps, values, label=label, linewidth=1.6, marker="o" if len(points) < 25 else None, markersize=3)
-        if key in bands:
+        if key.startswith("Mean/"):
             axes.fill_between(steps, values - spread, values + spread, alpha=0.15, color=line.get_color(), linewidth=0)
     if not axes.lines:
         return None
@@ -226,7 +226,7 @@ def write_report(run_dir):
     nearest = read_json(run_dir / "nearest.json", {}).get("captions", [])
     recall = {"Mean/r_mean": "test, mean of six recalls", "Mean/img_r10": "IR@10", "Mean/txt_r10": "TR@10", "Val/r_mean": "val, mean of six"}
     figures = [
-        curve_figure(log, "Recall while distilling (%)", recall, bands=recall),
+        curve_figure(log, "Recall while distilling (%)", recall),
         curve_figure(log, "Matching loss", {"Loss/grand": "sum", "Loss/img_grand": "image tower", "Loss/txt_grand": "text head"}),
         curve_figure(log, "Learned learning rates", {"Synthetic_LR/Image": "image tower", "Synthetic_LR/Text": "text head"}),
     ]
