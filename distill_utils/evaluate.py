@@ -3,6 +3,7 @@
 import re
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -154,20 +155,23 @@ def require_fits(synthetic, task, path):
         raise UserError(f"{path} holds images of {synthetic.images.shape[-1]} pixels, but --image_size is {task.image_size}.")
 
 
-def random_baselines(pairs, learned_lrs, loss_type, evaluate):
-    """The rows `random` (InfoNCE, the literature's baseline) and `random_same_loss` of a set of real pairs.
+def random_baselines(draws, learned_lrs, loss_type, evaluate):
+    """The rows `random` (InfoNCE, the literature's baseline) and `random_same_loss`: a student on each of several draws of real pairs.
 
     Each at the better learning rates of .1 and the learned ones, chosen on val as everything is.
-    evaluate(synthetic, loss_type=, lrs=) -> result; a learning rate at which a student diverges is passed over in words.
+    evaluate(synthetic, number, loss_type, lrs) -> result of one student; rates at which one diverges are passed over in words.
     """
     best = {}
     for loss in dict.fromkeys(("InfoNCE", loss_type)):
         results = []
         for lrs in ((0.1, 0.1), learned_lrs):
             try:
-                results.append(evaluate(pairs, loss_type=loss, lrs=lrs))
+                runs = [evaluate(pairs, number, loss, lrs) for number, pairs in enumerate(draws)]
             except UserError as error:
                 tqdm.write(f"random pairs, {loss}, learning rates {lrs}: {error}")
+                continue
+            students = [student for run in runs for student in run["students"]]
+            results.append(runs[0] | summarise_students(students))
         if not results:
             raise UserError(f"Students on random pairs diverged with {loss} at both learning rates tried, .1 and {learned_lrs}.")
         best[loss] = max(results, key=lambda result: result["val_r_mean"]["mean"])
@@ -191,29 +195,26 @@ def main(argv=None):
     require_fits(synthetic, task, path)
     loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
 
-    make_model = model_maker(args, task)
+    evaluate = partial(
+        evaluate_synthetic_set,
+        task=task,
+        make_model=model_maker(args, task),
+        epochs=args.epoch_eval_train,
+        batch_size=args.batch_eval,
+        temperature=args.temperature,
+        device=run.device,
+    )
 
-    def evaluate(synthetic, loss_type, lrs=None):
-        return evaluate_synthetic_set(
-            synthetic,
-            task,
-            make_model,
-            num_eval=args.num_eval,
-            epochs=args.epoch_eval_train,
-            batch_size=args.batch_eval,
-            loss_type=loss_type,
-            temperature=args.temperature,
-            lrs=lrs,
-            seed=derive_seed(args.seed, "evaluate"),
-            device=run.device,
-        )
+    def evaluate_draw(pairs, number, loss, lrs):
+        return evaluate(pairs, num_eval=1, loss_type=loss, lrs=lrs, seed=derive_seed(args.seed, "random", number))
 
     rows = {}
     if args.baselines:
-        learned_lrs = (float(synthetic.lr_img), float(synthetic.lr_txt))
-        pairs = real_set(task, select("random", task, len(synthetic), generator(args.seed, "coreset")), {})
-        rows |= random_baselines(pairs, learned_lrs, loss_type, evaluate)
-    rows["distilled"] = evaluate(synthetic, loss_type) | {"file": path.name}
+        numbers = generator(args.seed, "coreset")
+        draws = [real_set(task, select("random", task, len(synthetic), numbers), {}) for _ in range(args.num_eval)]
+        rows |= random_baselines(draws, (float(synthetic.lr_img), float(synthetic.lr_txt)), loss_type, evaluate_draw)
+    seed = derive_seed(args.seed, "evaluate")
+    rows["distilled"] = evaluate(synthetic, num_eval=args.num_eval, loss_type=loss_type, seed=seed) | {"file": path.name}
     if args.baselines:
         rows["full"] = experts_row(experts_folder(args))
     run.update_results(rows)
