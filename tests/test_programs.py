@@ -85,7 +85,7 @@ def test_buffer_writes_experts_results_and_meta(here):
     (expert,) = torch.load(folder / "img_replay_buffer_0.pt", weights_only=True)
     assert len(expert) == 4 and all(not torch.equal(a[0], b[0]) for a, b in zip(expert, expert[1:]))  # four distinct snapshots
     (other,) = torch.load(folder / "img_replay_buffer_1.pt", weights_only=True)
-    assert not torch.equal(expert[0][0], other[0][0])
+    assert torch.equal(expert[0][0], other[0][0]) and not torch.equal(expert[1][0], other[1][0])  # one start of the image tower, two experts
     results = json.loads((folder / "results_0.json").read_text())
     assert [point["epoch"] for point in results["curve"]] == [2, 3] and set(results["val"]) == set(METRICS)
     log = read_log(here / "logged_files/toy/buffer")
