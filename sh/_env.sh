@@ -10,3 +10,5 @@ case "${1:-}" in
     *) CUDA_VISIBLE_DEVICES=$1; shift ;;
 esac
 export CUDA_VISIBLE_DEVICES
+# In a log file a progress bar need not be redrawn ten times a second.
+[ -t 2 ] || export TQDM_MININTERVAL="${TQDM_MININTERVAL:-30}"
