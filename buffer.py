@@ -16,7 +16,7 @@ from distill_utils.training import sgd, train_epoch
 from distill_utils.trajectory import describe_towers, expert_files, read_meta, require_same_experts, snapshot, write_expert, write_meta
 
 
-def train_expert(model, task, *, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, eval_freq, generator, device, on_epoch):
+def train_expert(model, task, *, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, eval_freq, generator, device, precision, on_epoch):
     """Plain SGD on all real pairs; (snapshots before training and after each epoch, curve of evaluations).
 
     Evaluated every `eval_freq` epochs and after the last; on_epoch(epoch, values) is told the loss and, then, the recall.
@@ -27,7 +27,7 @@ def train_expert(model, task, *, epochs, batch_size, loss_fn, temperature, lr_im
         batches = tqdm(
             task.train_batches(batch_size, generator, device), total=task.num_batches(batch_size), leave=False, desc=f"epoch {epoch}/{epochs}"
         )
-        loss = train_epoch(model, batches, optimizer, loss_fn, temperature)
+        loss = train_epoch(model, batches, optimizer, loss_fn, temperature, precision)
         snapshots.append(snapshot(model))
         values = {"Loss/train_loss": loss}
         if epoch % eval_freq == 0 or epoch == epochs:
@@ -86,6 +86,7 @@ def main(argv=None):
             eval_freq=args.eval_freq,
             generator=generator(args.seed, "batches", n),
             device=run.device,
+            precision=args.precision,
             on_epoch=report_epochs(run, n, args.num_experts, args.train_epochs),
         )
         write_json(folder / f"results_{n}.json", {"expert": n, "seed": args.seed, "curve": curve} | choose_epochs(curve))

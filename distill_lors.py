@@ -14,7 +14,7 @@ from distill_utils.evaluate import METRICS, evaluate_synthetic_set, require_fits
 from distill_utils.files import write_json
 from distill_utils.flags import experts_folder, made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
-from distill_utils.matching import matching_step, require_no_running_statistics
+from distill_utils.matching import Matcher, gradient_agreement, require_combination, require_no_running_statistics
 from distill_utils.report import nearest_captions
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.similarity import build_similarity
@@ -50,19 +50,34 @@ def draw_minibatches(n, size, steps, generator, device):
     return [torch.randperm(n, generator=generator)[:size].to(device) for _ in range(steps)]
 
 
+def gradient_by(matcher, synthetic, *step):
+    """{parameter: gradient} of one outer step by `matcher`."""
+    matcher(synthetic, *step)
+    return {name: parameter.grad for name, parameter in synthetic.named_parameters()}
+
+
+def compare_gradients(synthetic, exact):
+    """{"Gradient/cosine_<parameter>", "Gradient/error_<parameter>"}: how `.grad` agrees with the exact one; error relative to its norm."""
+    values = {}
+    for name, parameter in synthetic.named_parameters():
+        agreement = gradient_agreement(parameter.grad, exact[name])
+        values |= {f"Gradient/{what}_{name}": number for what, number in agreement.items()}
+    return values
+
+
 def require_finite(synthetic, step, source):
     bad = [name for name, parameter in synthetic.named_parameters() if not torch.isfinite(parameter.grad).all()]
     if bad:
         raise UserError(
             f"Outer step {step}: the gradient of {', '.join(bad)} is not finite ({source}; learned learning rates "
-            f"{float(synthetic.lr_img):.3g}, {float(synthetic.lr_txt):.3g}). Lower --lr_img, --lr_txt, --lr_sim or --lr_lr; "
+            f"{synthetic.lr_img.item():.3g}, {synthetic.lr_txt.item():.3g}). Lower --lr_img, --lr_txt, --lr_sim or --lr_lr; "
             "the sets saved so far are whole."
         )
 
 
 def distill(
     synthetic,
-    model,
+    matcher,
     experts,
     optimizer,
     *,
@@ -72,20 +87,27 @@ def distill(
     expert_epochs,
     max_start_epoch,
     clamp_lr,
-    loss_fn,
     generator,
-    matching,
     first_step=0,
+    checker=None,
+    check_every=0,
 ):
-    """The outer loop: yields (step, {name: number}) after every outer step, and (first_step, {}) before the first."""
+    """The outer loop: yields (step, {name: number}) after every outer step, and (first_step, {}) before the first.
+
+    Every `check_every` steps the gradient is also taken by `checker`, an exact Matcher, and how the two agree is among the numbers.
+    """
     yield first_step, {}
-    device = synthetic.images.device
+    device, pair = synthetic.images.device, None
     for step in range(first_step + 1, steps + 1):
         began = time.perf_counter()
         expert, epoch = experts.draw(max_start_epoch, generator)
-        start, target = experts.pair(expert, epoch, expert_epochs)
+        start, target = pair = experts.pair(expert, epoch, expert_epochs, out=pair)
         minibatches = draw_minibatches(len(synthetic), mini_batch_size, syn_steps, generator, device)
-        loss = matching_step(model, synthetic, start, target, minibatches, loss_fn, **matching)
+        seed = int(torch.randint(1 << 62, (), generator=generator))
+        checking = check_every and step % check_every == 0
+        exact = gradient_by(checker, synthetic, start, target, minibatches, seed) if checking else None
+        loss = matcher(synthetic, start, target, minibatches, seed)
+        agreement = compare_gradients(synthetic, exact) if checking else {}
         require_finite(synthetic, step, f"expert {expert}, start epoch {epoch}")
         optimizer.step()
         with torch.no_grad():
@@ -97,10 +119,11 @@ def distill(
                 "Loss/grand": float(loss.grand),
                 "Loss/img_grand": float(loss.img),
                 "Loss/txt_grand": float(loss.txt),
-                "Synthetic_LR/Image": float(synthetic.lr_img),
-                "Synthetic_LR/Text": float(synthetic.lr_txt),
+                "Synthetic_LR/Image": synthetic.lr_img.item(),
+                "Synthetic_LR/Text": synthetic.lr_txt.item(),
                 "seconds": round(time.perf_counter() - began, 4),
-            },
+            }
+            | agreement,
         )
 
 
@@ -120,7 +143,7 @@ def save_and_evaluate(run, synthetic, step, evaluations, evaluate):
     run.update_results({"selected_step": selected, "evaluations": [{"step": s} | r for s, r in evaluations.items()]})
     tqdm.write(
         f"step {step}: r_mean {result['val_r_mean']['mean']:.1f} on val, {result['r_mean']['mean']:.1f} ± {result['r_mean']['std']:.1f} on test; "
-        f"learned lrs {float(synthetic.lr_img):.3f}, {float(synthetic.lr_txt):.3f}"
+        f"learned lrs {synthetic.lr_img.item():.3f}, {synthetic.lr_txt.item():.3f}"
     )
     return evaluation_log(result), selected
 
@@ -157,6 +180,9 @@ def main(argv=None):
     args = config.parse(config.distill_parser(__doc__), argv)
     if args.mini_batch_size > args.num_queries:
         raise UserError(f"--mini_batch_size {args.mini_batch_size} is more than the --num_queries {args.num_queries} pairs there are.")
+    require_combination(args.second_order, precision=args.precision, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
+    if args.check_gradient and args.grad_checkpointing:
+        raise UserError("--check_gradient takes the exact gradient by --second_order forward, which does not go with --grad_checkpointing.")
     run = Run(args, "distill", default_name=f"lors_{args.num_queries}")
     task = open_task(args, run.device)
     make_model, wanted = model_maker(args, task), made_with(args, task)
@@ -175,12 +201,17 @@ def main(argv=None):
         momentum_lr=args.momentum_lr,
         momentum_sim=args.momentum_sim,
     )
-    matching = {
-        "gradient": args.gradient,
-        "second_order": args.second_order,
-        "merge_towers": args.merge_loss_branches,
-        "temperature": args.temperature,
-    }
+    make_matcher = partial(
+        Matcher,
+        model,
+        LOSSES[args.loss_type],
+        gradient=args.gradient,
+        merge_towers=args.merge_loss_branches,
+        temperature=args.temperature,
+        path_device=args.path_device,
+    )
+    matcher = make_matcher(second_order=args.second_order, precision=args.precision, compile=args.compile)
+    checker = make_matcher(second_order="forward") if args.check_gradient else None
     evaluate = partial(
         evaluate_synthetic_set,
         task=task,
@@ -192,12 +223,13 @@ def main(argv=None):
         temperature=args.temperature,
         seed=derive_seed(args.seed, "during"),
         device=run.device,
+        precision=args.precision,
     )
 
     first_step = synthetic.meta.get("step", 0)
     outer_steps = distill(
         synthetic,
-        model,
+        matcher,
         experts,
         optimizer,
         steps=args.Iteration,
@@ -206,10 +238,10 @@ def main(argv=None):
         expert_epochs=args.expert_epochs,
         max_start_epoch=args.max_start_epoch,
         clamp_lr=args.clamp_lr,
-        loss_fn=LOSSES[args.loss_type],
         generator=random_numbers,
-        matching=matching,
         first_step=first_step,
+        checker=checker,
+        check_every=args.check_gradient,
     )
     evaluations = {}
     bar = tqdm(outer_steps, total=args.Iteration - first_step + 1, desc="outer steps")

@@ -9,6 +9,7 @@ from data.karpathy import DATASETS
 from data.toy import SIZES, parse_sizes
 from distill_utils.errors import UserError
 from distill_utils.losses import LOSSES
+from distill_utils.precision import PRECISIONS
 
 # Flags of the reference that have no meaning here -> why.
 _NO_DSA = "differentiable augmentation was never applied to image-text pairs by the method"
@@ -84,6 +85,19 @@ def sizes(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def names(text):
+    """`A,B,...` as a tuple."""
+    return tuple(name for name in text.split(",") if name)
+
+
+def gallery(text):
+    """`IMAGES,TEXTS` as two counts."""
+    parts = [count(part) for part in text.split(",")]
+    if len(parts) != 2 or parts[1] < parts[0]:
+        raise argparse.ArgumentTypeError(f"expected IMAGES,TEXTS with at least a text an image, not {text!r}")
+    return tuple(parts)
+
+
 def _switch(group, flag, default, help):
     group.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="true|false", help=help)
 
@@ -93,6 +107,7 @@ def _run_flags(parser):
     add("--name", help="name of the run's folder under logged_files/<dataset>/")
     add("--seed", type=whole, default=0, help="every random number of the run follows from it")
     add("--device", default="auto", help="auto (a GPU where there is one), cpu, or a torch device")
+    add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the models: fp32, tf32 (CUDA) or bf16 (autocast)")
     add("--wandb", choices=("online", "offline", "disabled"), default="disabled", help="where curves go besides log.jsonl")
     add("--config", metavar="YAML", help="defaults from a file, such as a run's args.yaml; the command line wins")
 
@@ -117,6 +132,7 @@ def _model_flags(parser):
     _switch(group, "--image_pretrained", True, "start the image tower from pretrained weights")
     _switch(group, "--text_pretrained", True, "load the text encoder's weights (false: random ones)")
     _switch(group, "--image_trainable", True, "train the image encoder (false: a projection head on it)")
+    _switch(group, "--grad_checkpointing", False, "recompute the image encoder's activations: a third more time, a fraction of the memory")
     add("--checkpoint_dir", default="distill_utils/checkpoints", metavar="DIR", help="pretrained weights; looked in before the hubs")
     add("--temperature", type=positive, default=0.07, help="divides the logits, in training, matching and evaluation")
 
@@ -156,7 +172,9 @@ def _distill_flags(parser):
     add("--loss_type", choices=LOSSES, default="WBCE", help="loss on the synthetic set")
     _switch(group, "--merge_loss_branches", False, "one normalised distance for both towers, not the sum of two")
     add("--gradient", choices=("full", "truncated"), default="truncated", help="exact gradient of the unroll, or TESLA's")
-    add("--second_order", choices=("forward", "reverse", "finite"), default="forward", help="how the second derivative is taken")
+    add("--second_order", choices=("forward", "reverse", "finite"), default="finite", help="how the second derivative is taken")
+    add("--check_gradient", type=whole, default=0, metavar="K", help="every K outer steps, compare the gradient with --second_order forward")
+    _speed_flags(group)
 
     group = parser.add_argument_group("outer optimiser (SGD)")
     add = group.add_argument
@@ -170,6 +188,11 @@ def _distill_flags(parser):
     add("--momentum_lr", type=non_negative, default=0.5, help="momentum of the learned learning rates")
     add("--momentum_sim", type=non_negative, default=0.5, help="momentum of the similarity")
     add("--clamp_lr", type=positive, default=1e-3, help="the learned learning rates never fall below this")
+
+
+def _speed_flags(group):
+    group.add_argument("--path_device", metavar="DEVICE", help="where the weights of the inner steps rest: cpu spares a GPU (default: with the model)")
+    _switch(group, "--compile", False, "compile the image encoder (finite only; minutes at the start)")
 
 
 def _student_flags(parser):
@@ -219,6 +242,32 @@ def coreset_parser(doc):
     parser.add_argument("method", choices=("random",), help="how pairs are chosen")
     parser.add_argument("--num_queries", type=count, default=99, help="pairs to choose")
     parser.add_argument("--loss_type", choices=LOSSES, default="InfoNCE", help="loss that evaluation trains the pairs with")
+    return parser
+
+
+def benchmark_parser(doc):
+    parser = _parser(doc)
+    parser.add_argument("what", choices=("matching", "retrieval", "trajectory", "evaluate"), help="what to measure")
+    parser.set_defaults(dataset="toy", toy_size=(64, 8, 8), no_aug=True, image_encoder="nfnet_l0", image_size=128, image_pretrained=False)
+    group = parser.add_argument_group("benchmark")
+    add = group.add_argument
+    add("--repeats", type=count, default=3, help="measured repetitions, after one that warms up")
+    add("--cells", type=names, default=(), metavar="NAME,...", help="matching: only these, such as reference,ours/full/finite (default: all)")
+    _switch(group, "--exact", True, "matching: errors against float64 gradients of the same kind")
+    _switch(group, "--whole", False, "matching: also the whole outer step, reading and building included")
+    add("--expert_steps", type=count, default=6, help="matching: training steps of the expert before its start, and on to its target")
+    add("--gallery", type=gallery, default=(5000, 25010), metavar="IMAGES,TEXTS", help="retrieval: size of the score matrix")
+    add("--num_queries", type=count, default=20, help="pairs in the synthetic set")
+    add("--mini_batch_size", type=count, default=8, help="synthetic pairs in an inner step")
+    add("--syn_steps", type=count, default=2, help="inner steps T of the student")
+    add("--loss_type", choices=LOSSES, default="WBCE", help="loss on the synthetic set")
+    add("--sim_type", choices=("lowrank", "full", "identity"), default="lowrank", help="similarity matrix S")
+    add("--sim_rank", type=count, default=10, help="rank r of S")
+    add("--alpha", type=positive, default=3.0, help="weight of the low-rank part of S")
+    add("--lr_teacher_img", type=positive, default=0.1, help="learning rate of the image tower in the inner loop")
+    add("--lr_teacher_txt", type=positive, default=0.1, help="learning rate of the text head in the inner loop")
+    _switch(group, "--merge_loss_branches", False, "one normalised distance for both towers, not the sum of two")
+    _speed_flags(group)
     return parser
 
 

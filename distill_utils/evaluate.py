@@ -73,6 +73,7 @@ def evaluate_synthetic_set(
     lrs=None,
     seed=0,
     device="cpu",
+    precision="fp32",
     progress=True,
 ):
     """Recall of `num_eval` fresh students trained on the set, each under its own seed; see `summarise_students`.
@@ -81,7 +82,7 @@ def evaluate_synthetic_set(
     None. Raises UserError when a student diverges.
     """
     synthetic = synthetic.to(device)
-    lr_img, lr_txt = lrs or (float(synthetic.lr_img), float(synthetic.lr_txt))
+    lr_img, lr_txt = lrs or (synthetic.lr_img.item(), synthetic.lr_txt.item())
     measured = {max(1, round(epochs * k / _MEASUREMENTS)) for k in range(1, _MEASUREMENTS + 1)}
     students = []
     bar = tqdm(total=num_eval * epochs, desc="students", disable=not progress, leave=False)
@@ -100,6 +101,7 @@ def evaluate_synthetic_set(
                 lr_img=lr_img,
                 lr_txt=lr_txt,
                 generator=generator(student_seed),
+                precision=precision,
             )
             curve = []
             for epoch, loss in training:
@@ -203,6 +205,7 @@ def main(argv=None):
         batch_size=args.batch_eval,
         temperature=args.temperature,
         device=run.device,
+        precision=args.precision,
     )
 
     def evaluate_draw(pairs, number, loss, lrs):
@@ -212,7 +215,7 @@ def main(argv=None):
     if args.baselines:
         numbers = generator(args.seed, "coreset")
         draws = [real_set(task, select("random", task, len(synthetic), numbers), {}) for _ in range(args.num_eval)]
-        rows |= random_baselines(draws, (float(synthetic.lr_img), float(synthetic.lr_txt)), loss_type, evaluate_draw)
+        rows |= random_baselines(draws, (synthetic.lr_img.item(), synthetic.lr_txt.item()), loss_type, evaluate_draw)
     seed = derive_seed(args.seed, "evaluate")
     rows["distilled"] = evaluate(synthetic, num_eval=args.num_eval, loss_type=loss_type, seed=seed) | {"file": path.name}
     if args.baselines:

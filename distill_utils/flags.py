@@ -27,7 +27,12 @@ def model_maker(args, task):
 
     def make_model():
         return build_model(
-            args.image_encoder, task.text_dim, pretrained=args.image_pretrained, checkpoint_dir=args.checkpoint_dir, trainable=args.image_trainable
+            args.image_encoder,
+            task.text_dim,
+            pretrained=args.image_pretrained,
+            checkpoint_dir=args.checkpoint_dir,
+            trainable=args.image_trainable,
+            grad_checkpointing=args.grad_checkpointing,
         )
 
     return make_model

@@ -8,16 +8,21 @@ Backwards from lambda_T = dL/dtheta_T, with u_t = eta lambda_{t+1}:
     lambda_t  =  lambda_{t+1} - d/de grad_theta l(theta_t + e u_t; z_t)       (3)   "full": MTT, the whole unroll
     lambda_t  =  lambda_T                                                     (3')  "truncated": TESLA, theta_t held constant
 
-(1) and (3) are one directional derivative, along u_t, of the pair (grad_theta, grad_z) at the single point theta_t: a mixed
-Hessian-vector product (Pearlmutter 1994). So the exact gradient of the unroll (Cazenave et al. 2022, MTT) costs the memory of
-one inner step plus the path of thetas, where unrolling the graph costs T of them; truncating (Cui et al. 2023, TESLA) saves
-only the theta half of each derivative. The derivative is taken in one of three ways:
+Why this is exact. theta_{t+1} depends on (theta_t, z_t) through theta_t - eta g(theta_t; z_t) alone, so the chain rule gives
+lambda_t = lambda_{t+1} - (dg_t/dtheta)^T eta lambda_{t+1} and dL/dz_t = -(dg_t/dz)^T eta lambda_{t+1}. Both transposed
+Jacobians are blocks of the Hessian of the scalar l, which is symmetric: (dg/dtheta)^T u = d/de grad_theta l(theta + e u) and
+(dg/dz)^T u = d/de grad_z l(theta + e u). So (1) and (3) are one directional derivative, along u_t, of the pair (grad_theta,
+grad_z) at the single point theta_t: a Hessian-vector product (Pearlmutter 1994). The exact gradient of the unroll (Cazenave et
+al. 2022, MTT) thus costs the memory of one inner step plus the path of thetas, where unrolling the graph costs T of them;
+truncating (Cui et al. 2023, TESLA) saves only the theta half of each derivative. The derivative is taken in one of three ways:
     forward   forward over reverse: torch.func.jvp of torch.func.grad. Exact.
     reverse   reverse over reverse: the gradient of <g_t, u_t>. Exact; the double backward of the published codes.
-    finite    central difference of first-order gradients at theta_t +- e u_t, with e fitted to the direction.
+    finite    (grad l(theta_t + e u_t) - grad l(theta_t)) / e. The second gradient is that of the inner step itself, kept from
+              the first pass, so a step costs one more first-order gradient; e is fitted to the direction (see `Finite`).
 """
 
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -25,7 +30,10 @@ from torch.func import functional_call, grad, jvp
 
 from distill_utils.errors import UserError
 from distill_utils.losses import pair_logits
-from distill_utils.trajectory import Weights, tower_parameters
+from distill_utils.precision import autocast
+from distill_utils.trajectory import Weights, flatten, tower_parameters
+
+GRADIENTS = ("full", "truncated")
 
 
 class MatchingLoss(NamedTuple):
@@ -37,41 +45,125 @@ class MatchingLoss(NamedTuple):
 
 
 def matching_step(
-    model, synthetic, start, target, minibatches, loss_fn, *, gradient="truncated", second_order="forward", merge_towers=False, temperature=0.07
+    model,
+    synthetic,
+    start,
+    target,
+    minibatches,
+    loss_fn,
+    *,
+    gradient="truncated",
+    second_order="finite",
+    merge_towers=False,
+    temperature=0.07,
+    seed=None,
 ):
-    """The matching loss of one inner loop; fills `.grad` of every parameter of the synthetic set.
+    """The matching loss of one inner loop, by a `Matcher` made for it alone; fills `.grad` of every parameter of the synthetic set."""
+    matcher = Matcher(model, loss_fn, gradient=gradient, second_order=second_order, merge_towers=merge_towers, temperature=temperature)
+    return matcher(synthetic, start, target, minibatches, seed)
 
-    model: a TwoTower skeleton; its own parameters are neither read nor changed, its train/eval mode is respected.
-    start, target: `Weights` of flat vectors, an expert's snapshots. minibatches: one LongTensor of pair ids per inner step.
+
+class Matcher:
+    """The matching loss of one inner loop after another; what does not change between them is built once.
+
+    model: a TwoTower, copied; its values do not matter, its train/eval mode and its frozen parameters do.
     loss_fn: f(logits [B, B], similarity [B, B]) -> scalar. merge_towers: one ratio of summed distances instead of the sum of two.
-    Cost: T gradients and T directional derivatives; memory: one inner step and T + 1 weight vectors.
+    path_device: where the path of thetas rests (default: with the model). precision: fp32, tf32 or bf16. compile: the image tower
+    by torch.compile. Memory: one inner step and T + 4 weight vectors, T more for gradient="full" with second_order="finite".
+    UserError for a model with running statistics, and for options that do not combine.
     """
-    if gradient not in ("full", "truncated") or second_order not in DERIVATIVES:
-        raise UserError(f"gradient {gradient!r} must be full or truncated, second_order {second_order!r} one of {', '.join(DERIVATIVES)}.")
-    student = _Student(model, loss_fn, temperature)
-    like = {"device": synthetic.images.device, "dtype": synthetic.images.dtype}
-    start, target = (Weights(*(vector.to(**like) for vector in weights)) for weights in (start, target))
-    eta = Weights(synthetic.lr_img.detach(), synthetic.lr_txt.detach())
-    seeds = torch.randint(1 << 62, (len(minibatches),)).tolist()
-    with torch.no_grad():
-        batches = [_Batch(*synthetic.minibatch(ids), seed) for ids, seed in zip(minibatches, seeds)]
 
-    path = _inner_loop(student, start, batches, eta)
-    loss, final_lambda = _objective(path[-1], start, target, merge_towers)
+    def __init__(
+        self,
+        model,
+        loss_fn,
+        *,
+        gradient="truncated",
+        second_order="finite",
+        merge_towers=False,
+        temperature=0.07,
+        path_device=None,
+        precision="fp32",
+        compile=False,
+    ):
+        if gradient not in GRADIENTS or second_order not in DERIVATIVES:
+            raise UserError(f"gradient {gradient!r} must be full or truncated, second_order {second_order!r} one of {', '.join(DERIVATIVES)}.")
+        require_no_running_statistics(model)
+        checkpointed = any(getattr(module, "grad_checkpointing", False) for module in model.modules())
+        require_combination(second_order, precision=precision, compile=compile, grad_checkpointing=checkpointed)
+        self.full, self.merge_towers = gradient == "full", merge_towers
+        self._student = _Student(deepcopy(model), loss_fn, temperature, precision, compile)
+        self._derivative = DERIVATIVES[second_order](self._student, self.full, path_device)
+        self._path, self._final = _Path(path_device), None
 
-    accumulate = _GradientOf(synthetic)
-    derivative = DERIVATIVES[second_order]()
-    adjoint = final_lambda  # lambda_{t+1}
-    for t in reversed(range(len(batches))):
-        # (2); g_t is (theta_t - theta_{t+1}) / eta
-        accumulate.lrs(Weights(*(-(lam @ (now - then)) / lr for lam, now, then, lr in zip(adjoint, path[t], path[t + 1], eta))))
-        direction = Weights(*(lr * lam for lr, lam in zip(eta, adjoint)))
-        d_theta, d_batch = derivative(student, path[t], batches[t], direction, gradient == "full")
-        accumulate.minibatch(minibatches[t], d_batch)  # (1)
-        if gradient == "full":
-            adjoint = Weights(*(lam - d for lam, d in zip(adjoint, d_theta)))  # (3)
-        path.pop()
-    return loss
+    def __call__(self, synthetic, start, target, minibatches, seed=None):
+        """The MatchingLoss of a student that starts at `start`; fills `.grad` of every parameter of the synthetic set.
+
+        start, target: `Weights` of flat vectors in parameter order, an expert's snapshots. minibatches: one LongTensor of pair ids
+        per inner step. seed: of the dropout masks (default: drawn from torch's global generator).
+        """
+        eta = Weights(synthetic.lr_img.item(), synthetic.lr_txt.item())
+        seed = int(torch.randint(1 << 62, ())) if seed is None else seed
+        with torch.no_grad():
+            batches = [_Batch(*synthetic.minibatch(ids), seed + t) for t, ids in enumerate(minibatches)]
+            self._inner_loop(start, batches, eta)
+            loss = self._objective(start, target)
+            lrs = None if self.full else self._lr_gradients_at_once(eta)
+            while True:
+                gradient = _GradientOf(synthetic)
+                self._backward(batches, minibatches, eta, gradient)
+                if self._derivative.settled():
+                    break
+            if not self.full:
+                gradient.lrs(lrs)
+        return loss
+
+    def _inner_loop(self, start, batches, eta):
+        """Leaves the student at theta_T and theta_0 .. theta_{T-1} in the path; no graph outlives its step."""
+        student = self._student
+        student.load(start)
+        for t, batch in enumerate(batches):
+            self._path.store(t, len(batches), Weights(*([vector] for vector in student.theta)))
+            g, g_z = student.gradients(batch, with_theta=True, with_z=self._derivative.wants_z)
+            self._derivative.keep(t, len(batches), g, g_z)
+            student.descend(g, eta)
+
+    def _objective(self, start, target):
+        """The loss at theta_T, where the student stands; lambda_T goes to `_final`, whose memory is kept between outer steps."""
+        theta = self._student.theta
+        if self._final is None:
+            self._final = Weights(*map(torch.empty_like, theta))
+        scales, distances = [], []
+        for gap, end, begin, goal in zip(self._final, theta, start, target):
+            goal = goal.to(end)
+            for vector, squares in ((begin.to(end), scales), (end, distances)):
+                torch.sub(vector, goal, out=gap)
+                squares.append(gap @ gap)
+        ratios = [distance / scale for distance, scale in zip(distances, scales)]
+        grand = sum(distances) / sum(scales) if self.merge_towers else sum(ratios)
+        for gap, scale in zip(self._final, [sum(scales)] * 2 if self.merge_towers else scales):
+            gap.mul_(2 / scale)
+        return MatchingLoss(grand, *ratios)
+
+    def _lr_gradients_at_once(self, eta):
+        """The sum over t of (2) for a lambda that does not change: lambda . (theta_T - theta_0) / eta. Moves the student."""
+        theta = self._student.theta
+        begin = self._path.read(0, theta.img.device)
+        return Weights(*(lam @ end.sub_(first) / lr for lam, end, first, lr in zip(self._final, theta, begin, eta)))
+
+    def _backward(self, batches, minibatches, eta, gradient):
+        """(1) to (3) from the last inner step to the first."""
+        student, lam = self._student, self._final
+        if self.full:
+            lam = Weights(*(vector.clone() for vector in lam))  # the pass may have to be repeated
+        for t in reversed(range(len(batches))):
+            student.load(self._path.read(t, lam.img.device))
+            g, d_theta, d_z = self._derivative(t, batches[t], lam, eta)
+            gradient.minibatch(minibatches[t], d_z)  # (1)
+            if self.full:
+                gradient.lrs(Weights(*(-(vector @ slope) for vector, slope in zip(lam, g))))  # (2)
+                for vector, d in zip(lam, d_theta):  # (3)
+                    vector.sub_(d)
 
 
 def require_no_running_statistics(model):
@@ -82,6 +174,25 @@ def require_no_running_statistics(model):
                 f"{name} ({type(module).__name__}) keeps running statistics, which are no function of the weights: "
                 "trajectory matching needs an encoder without BatchNorm, such as nfnet."
             )
+
+
+def require_combination(second_order, *, precision, compile, grad_checkpointing):
+    """UserError for options of Matcher that cannot work together."""
+    if compile and second_order != "finite":
+        raise UserError(f"--compile compiles first-order gradients only: it goes with --second_order finite, not {second_order}.")
+    if precision != "fp32" and second_order == "finite":
+        raise UserError(f"--precision {precision} rounds away the small steps of --second_order finite: use fp32, or forward or reverse.")
+    if grad_checkpointing and second_order != "finite":
+        raise UserError(f"--grad_checkpointing recomputes first-order graphs only: it goes with --second_order finite, not {second_order}.")
+
+
+def gradient_agreement(found, exact):
+    """{"cosine", "error"} of a gradient with the exact one, in float64; the error is relative to the exact one's norm, 0 if both are 0."""
+    found, exact = found.detach().double().flatten(), exact.detach().double().flatten().to(found.device)
+    size = exact.norm()
+    if size == 0:
+        return {"cosine": float(found.norm() == 0), "error": float(found.norm())}
+    return {"cosine": float(torch.nn.functional.cosine_similarity(found, exact, dim=0)), "error": float((found - exact).norm() / size)}
 
 
 class _Batch(NamedTuple):
@@ -98,133 +209,243 @@ class _Batch(NamedTuple):
 
 
 class _Student:
-    """The model as a function of two flat weight vectors and a minibatch."""
+    """A model whose trained parameters are views into `theta`, one flat vector per tower that keeps its place in memory."""
 
-    def __init__(self, model, loss_fn, temperature):
-        require_no_running_statistics(model)
-        self.model, self.loss_fn, self.temperature = model, loss_fn, temperature
+    def __init__(self, model, loss_fn, temperature, precision, compile):
+        self.model, self.loss_fn, self.temperature, self.precision = model, loss_fn, temperature, precision
         towers = tower_parameters(model)
         self.names = [[name for name, _ in tower] for tower in towers]
-        self.shapes = [[parameter.shape for _, parameter in tower] for tower in towers]
-        self.sizes = [[shape.numel() for shape in shapes] for shapes in self.shapes]
+        self._parameters = [[parameter for _, parameter in tower] for tower in towers]
+        self._sizes = [[parameter.numel() for parameter in tower] for tower in self._parameters]
+        self.theta = Weights(*(flatten(tower).detach() for tower in self._parameters))
+        for tower, pieces in zip(self._parameters, self.views(self.theta)):
+            for parameter, piece in zip(tower, pieces):
+                parameter.data = piece
+        self._sgd = torch.optim.SGD([{"params": tower} for tower in self._parameters], lr=0.0)
+        if compile:
+            # Eager random numbers, so that what drops out is the same in the two graphs that finite differences compile.
+            model.image_encoder.compile(options={"fallback_random": True})
 
-    def loss(self, seed, img, txt, images, texts, similarity):
-        parameters = {}
-        for vector, names, shapes, sizes in zip((img, txt), self.names, self.shapes, self.sizes):
-            # One split, so that the backward pass is one concatenation and not a sum of padded slices.
-            parameters |= {name: piece.view(shape) for name, piece, shape in zip(names, vector.split(sizes), shapes)}
-        with _replayed(seed, images.device):
-            features = functional_call(self.model, parameters, (images, texts))
-        return self.loss_fn(pair_logits(*features, self.temperature), similarity)
+    def views(self, weights):
+        """Per tower, a vector's pieces in the shapes of the parameters."""
+        return [
+            [piece.view_as(parameter) for piece, parameter in zip(vector.split(sizes), tower)]
+            for vector, sizes, tower in zip(weights, self._sizes, self._parameters)
+        ]
 
-    def gradients(self, theta, batch, *, with_theta, with_z):
-        """First-order gradients in the weights of the towers and the tensors of the batch, in this order, those asked for."""
-        theta = [vector.detach().requires_grad_(with_theta) for vector in theta]
-        z = [value.detach().requires_grad_(with_z) for value in batch.z]
-        inputs = [value for value in (*theta, *z) if value.requires_grad]
+    def load(self, weights):
+        for vector, new in zip(self.theta, weights):
+            vector.copy_(new)
+
+    def move(self, direction, steps):
+        """theta += step * direction, with a scalar tensor per tower."""
+        for vector, along, step in zip(self.theta, direction, steps):
+            vector.addcmul_(along, step)
+
+    def descend(self, gradients, eta):
+        """An inner step: plain SGD with a learning rate per tower."""
+        for parameters, tower, group, lr in zip(self._parameters, gradients, self._sgd.param_groups, eta):
+            group["lr"] = lr
+            for parameter, g in zip(parameters, tower):
+                parameter.grad = g
+        self._sgd.step()
+        self._sgd.zero_grad()
+
+    def features(self, seed, images, texts, parameters=None):
+        """Both towers' features, of `parameters` {name: tensor} where given, with dropout masks that depend on the seed alone."""
+        with _replayed(seed, images.device), autocast(self.precision, images.device):
+            return self.model(images, texts) if parameters is None else functional_call(self.model, parameters, (images, texts))
+
+    def loss(self, features, similarity):
+        return self.loss_fn(pair_logits(*(side.to(similarity.dtype) for side in features), self.temperature), similarity)
+
+    def inputs(self, batch, with_theta, with_z):
+        """The parameters per tower and the tensors of z, as leaves that ask for gradients, or for none and then save nothing for them."""
+        for tower in self._parameters:
+            for parameter in tower:
+                parameter.requires_grad_(with_theta)
+        return self._parameters, [value.detach().requires_grad_(with_z) for value in batch.z]
+
+    def gradients(self, batch, *, with_theta, with_z):
+        """At theta: (grad_theta l as Weights of one list per tower, grad_z l as a tuple); None for the one that is not asked for."""
+        towers, z = self.inputs(batch, with_theta, with_z)
+        wanted = [*(parameter for tower in towers for parameter in tower if with_theta), *(z if with_z else ())]
         with torch.enable_grad():
-            return torch.autograd.grad(self.loss(batch.seed, *theta, *z), inputs, materialize_grads=True)
+            loss = self.loss(self.features(batch.seed, *z[:2]), z[2])
+            found = torch.autograd.grad(loss, wanted, materialize_grads=True)
+        return (self.by_tower(found) if with_theta else None), (found[-3:] if with_z else None)
+
+    def by_tower(self, gradients):
+        """Weights of lists, from a sequence that begins with all parameters' gradients, image tower first."""
+        images, texts = map(len, self._parameters)
+        return Weights(gradients[:images], gradients[images : images + texts])
 
 
-def _inner_loop(student, start, batches, eta):
-    """theta_0 .. theta_T; no graph outlives its step."""
-    path = [start]
-    for batch in batches:
-        gradients = student.gradients(path[-1], batch, with_theta=True, with_z=False)
-        path.append(Weights(*(vector - lr * g for vector, lr, g in zip(path[-1], eta, gradients))))
-    return path
+class _Path:
+    """A `Weights` for every inner step, at rest on some device; the memory is kept for the next outer step."""
 
+    def __init__(self, device=None):
+        self.device, self._towers = device, None
 
-def _objective(final, start, target, merge_towers):
-    """The loss and lambda_T = dL/dtheta_T."""
-    gaps = [vector - goal for vector, goal in zip(final, target)]
-    distances = [gap @ gap for gap in gaps]
-    scales = [(vector - goal).square().sum() for vector, goal in zip(start, target)]
-    ratios = [distance / scale for distance, scale in zip(distances, scales)]
-    if merge_towers:
-        scales = [sum(scales)] * 2
-    grand = sum(distance / scale for distance, scale in zip(distances, scales)) if merge_towers else sum(ratios)
-    return MatchingLoss(grand, *ratios), Weights(*(2 * gap / scale for gap, scale in zip(gaps, scales)))
+    def store(self, t, steps, pieces):
+        """pieces: a list of tensors per tower, laid end to end."""
+        like = pieces.img[0]
+        if self._towers is None or len(self._towers.img) < steps:
+            device = torch.device(self.device or like.device)
+            pin = device.type == "cpu" and like.is_cuda
+            lengths = [sum(piece.numel() for piece in tower) for tower in pieces]
+            self._towers = Weights(*(torch.empty(steps, length, dtype=like.dtype, device=device, pin_memory=pin) for length in lengths))
+        for kept, tower in zip(self._towers, pieces):
+            if kept.device == like.device:
+                flatten(tower, out=kept[t])
+            else:
+                kept[t].copy_(flatten(tower), non_blocking=True)
+
+    def read(self, t, device):
+        return Weights(*(kept[t].to(device, non_blocking=True) for kept in self._towers))
 
 
 @contextmanager
 def _replayed(seed, device):
-    """Dropout masks that depend on the seed alone, so that both passes see the same function; other random numbers go on."""
+    """Random numbers that depend on the seed alone, so that both passes see the same function; all others go on."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
-class Forward:
-    """The directional derivative by forward over reverse."""
+class Derivative:
+    """How the directional derivative of (1) and (3) is taken; the student stands at theta_t when it is called."""
 
-    def __call__(self, student, theta, batch, direction, full):
-        """(d grad_theta per tower, or None unless `full`; d grad_z) along `direction`, at `theta`."""
-        argnums = (1, 2, 3, 4, 5) if full else (3, 4, 5)
+    wants_z = False  # whether `keep` needs the first pass to compute grad_z
 
-        def gradients(img, txt):
-            return grad(student.loss, argnums)(batch.seed, img, txt, *batch.z)
+    def __init__(self, student, full, path_device=None):
+        self.student, self.full = student, full
 
-        return _by_input(jvp(gradients, tuple(theta), tuple(direction))[1], full)
+    def keep(self, t, steps, g, g_z):
+        """Told every inner step's gradients during the first pass: those of the parameters, a list per tower, and those of z."""
+
+    def __call__(self, t, batch, lam, eta):
+        """(g_t, d grad_theta along u = eta lam, d grad_z along it); the first two only if `full`. May move the student."""
+        raise NotImplementedError
+
+    def settled(self):
+        """Whether the pass over the inner steps that has just ended is good, or is to be repeated."""
+        return True
 
 
-class Reverse:
-    """The directional derivative by reverse over reverse."""
+class Forward(Derivative):
+    """Forward over reverse."""
 
-    def __call__(self, student, theta, batch, direction, full):
-        """As Forward."""
-        theta = [vector.detach().requires_grad_() for vector in theta]
-        z = [value.detach().requires_grad_() for value in batch.z]
+    def __call__(self, t, batch, lam, eta):
+        student = self.student
+        direction = tuple(lr * vector for lr, vector in zip(eta, lam))
+
+        def loss(img, txt, images, texts, similarity):
+            pieces = (piece for views in student.views((img, txt)) for piece in views)
+            parameters = dict(zip((name for names in student.names for name in names), pieces))
+            return student.loss(student.features(batch.seed, images, texts, parameters), similarity)
+
+        student.inputs(batch, with_theta=False, with_z=False)
+        argnums = (0, 1, 2, 3, 4) if self.full else (2, 3, 4)
+        gradients, derivatives = jvp(lambda img, txt: grad(loss, argnums)(img, txt, *batch.z), tuple(student.theta), direction)
+        return (Weights(*gradients[:2]), derivatives[:2], derivatives[2:]) if self.full else (None, None, derivatives)
+
+
+class Reverse(Derivative):
+    """Reverse over reverse."""
+
+    def __call__(self, t, batch, lam, eta):
+        student = self.student
+        direction = Weights(*(lr * vector for lr, vector in zip(eta, lam)))
+        towers, z = student.inputs(batch, with_theta=True, with_z=True)
+        parameters = [parameter for tower in towers for parameter in tower]
         with torch.enable_grad():
-            gradients = torch.autograd.grad(student.loss(batch.seed, *theta, *z), theta, create_graph=True, materialize_grads=True)
-            product = sum(g @ u for g, u in zip(gradients, direction))
-            return _by_input(torch.autograd.grad(product, [*theta, *z] if full else z, materialize_grads=True), full)
+            loss = student.loss(student.features(batch.seed, *z[:2]), z[2])
+            gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+            along = [piece for views in student.views(direction) for piece in views]
+            product = sum((g * u).sum() for g, u in zip(gradients, along))
+            derivatives = torch.autograd.grad(product, [*parameters, *z] if self.full else z, materialize_grads=True)
+        if not self.full:
+            return None, None, derivatives
+        g, d_theta = (Weights(*map(flatten, student.by_tower(values))) for values in ([g.detach() for g in gradients], derivatives))
+        return g, d_theta, derivatives[-3:]
 
 
-class Finite:
-    """The directional derivative by central differences of first-order gradients.
+class Finite(Derivative):
+    """One-sided differences of first-order gradients, at theta_t + e u_t and, from the first pass, at theta_t.
 
-    The truncation error grows, and the rounding error shrinks, with how far the gradients move; e aims at a relative movement
-    of eps^(1/3), where the two meet, whatever the direction: a fixed e is far too long along stiff ones. The fitted length
-    ||e u|| is carried to the next inner step.
+    The error of a difference has a part that grows with e (curvature) and one that shrinks (rounding); they meet where the
+    gradient itself moves by about the square root of the rounding error, which depends on the direction by orders of magnitude:
+    a fixed e is far too long along stiff ones. So the length ||e u|| is carried from one inner step, and one outer step, to the
+    next and corrected by how far the images' gradient moved, in tensors that never wait for the device. Once a pass is over its
+    movements are looked at: if one was out of bounds the pass is repeated with the lengths learned (`repeats` counts them).
     """
 
-    _TRIES = 6
+    wants_z = True
+    AIM = 2.0  # wanted movement of the images' gradient, in units of sqrt(eps)
+    BAND = 10.0  # accepted movements: AIM / BAND to AIM * BAND
+    _PASSES = 5
 
-    def __init__(self):
-        self.length = None
+    def __init__(self, student, full, path_device=None):
+        super().__init__(student, full)
+        self.repeats = 0
+        self._length = None
+        self._movements, self._passes = [], 0
+        self._path = _Path(path_device)
+        self._z = {}
 
-    def __call__(self, student, theta, batch, direction, full):
-        """As Forward."""
-        norm = torch.cat(list(direction)).norm()
-        if norm == 0:
-            return _by_input([torch.zeros_like(value) for value in ((*theta, *batch.z) if full else batch.z)], full)
-        aim = torch.finfo(norm.dtype).eps ** (1 / 3)
-        length = self.length or 1e-4 * float(torch.cat(list(theta)).norm())
-        for _ in range(self._TRIES):
-            self.length = length
-            step = length / norm
-            plus, minus = (
-                student.gradients([vector + sign * step * u for vector, u in zip(theta, direction)], batch, with_theta=full, with_z=True)
-                for sign in (1, -1)
-            )
-            movement = max(float((p - m).norm() / (p.norm() + m.norm()).clamp(min=1e-30)) for p, m in zip(plus, minus))
-            if aim / 4 <= movement <= 4 * aim:
-                break
-            length *= min(max(aim / max(movement, 1e-30), 1e-3), 1e3)
-        return _by_input([(p - m) / (2 * step) for p, m in zip(plus, minus)], full)
+    def keep(self, t, steps, g, g_z):
+        self._z[t] = g_z
+        if self.full:
+            self._path.store(t, steps, g)
 
+    def __call__(self, t, batch, lam, eta):
+        student = self.student
+        if self._length is None:
+            self._length = 1e-5 * _norm(student.theta)
+        size = _norm(lam, eta)
+        step = self._length / size.clamp(min=1e-30)
+        student.move(lam, [step * lr for lr in eta])
+        moved, moved_z = student.gradients(batch, with_theta=self.full, with_z=True)
+        d_z = [new - old for new, old in zip(moved_z, self._z[t])]
+        self._fit(d_z[0].norm() / self._z[t][0].norm().clamp(min=1e-30), size)
+        d_z = [difference / step for difference in d_z]
+        if not self.full:
+            return None, None, d_z
+        g = self._path.read(t, size.device)
+        # theta has served and is loaded anew for the next step: its memory takes the difference.
+        for vector, new, old in zip(student.theta, moved, g):
+            flatten(new, out=vector).sub_(old).div_(step)
+        return g, student.theta, d_z
 
-def _by_input(derivatives, full):
-    """(theta, z) parts of derivatives that hold the former only if `full`."""
-    return (derivatives[:2], derivatives[2:]) if full else (None, derivatives)
+    def _fit(self, movement, size):
+        relative = torch.where(size > 0, movement / (self.AIM * torch.finfo(movement.dtype).eps ** 0.5), 1.0)
+        self._movements.append(relative)
+        self._length = self._length / relative.clamp(1e-3, 1e3)
+
+    def settled(self):
+        relative = torch.stack(self._movements).cpu()
+        self._movements = []
+        self._passes += 1
+        if not torch.isfinite(relative).all():
+            self._length = None
+        elif ((relative < 1 / self.BAND) | (relative > self.BAND)).any() and self._passes < self._PASSES:
+            self.repeats += 1
+            return False
+        self._passes = 0
+        return True
 
 
 DERIVATIVES = {"forward": Forward, "reverse": Reverse, "finite": Finite}
 
 
+def _norm(weights, scales=(1, 1)):
+    """Euclidean norm of both towers together, each times its scale."""
+    return torch.stack([scale * vector.norm() for scale, vector in zip(scales, weights)]).norm()
+
+
 class _GradientOf:
-    """Sums the minibatches' gradients into `.grad` of a synthetic set."""
+    """Sums the minibatches' gradients into `.grad` of a synthetic set, from zero."""
 
     def __init__(self, synthetic):
         self.synthetic = synthetic
@@ -237,8 +458,8 @@ class _GradientOf:
         self.synthetic.texts.grad.index_add_(0, ids, d_texts, alpha=-1)
         with torch.enable_grad():
             block = self.synthetic.similarity(ids)
-        if block.requires_grad:
-            block.backward(-d_similarity)
+            if block.requires_grad:
+                block.backward(-d_similarity)
 
     def lrs(self, gradients):
         self.synthetic.lr_img.grad += gradients.img

@@ -29,8 +29,13 @@ def retrieval_recall(image_features, text_features, txt2img, ks=(1, 5, 10)):
     if txt2img.shape != (m,) or not torch.equal(txt2img.unique(), torch.arange(n, device=txt2img.device)):
         raise UserError(f"txt2img must name, for each of {m} texts, one of {n} images, and every image at least once.")
 
-    scores = image_features @ text_features.T  # [N, M]
-    # Right scores come out of this same product, so that equal vectors tie exactly.
+    return recall_from_scores(image_features @ text_features.T, txt2img, ks)
+
+
+def recall_from_scores(scores, txt2img, ks=(1, 5, 10)):
+    """`retrieval_recall` of a score matrix [N, M] of images against texts."""
+    n, m = scores.shape
+    # Right scores come out of the same matrix, so that equal vectors tie exactly.
     right = scores[txt2img, torch.arange(m, device=scores.device)]  # [M]
     best = right.new_full((n,), -torch.inf).scatter_reduce(0, txt2img, right, "amax")  # [N], of each image's own texts
     image_ranks = (scores >= right).sum(dim=0) - 1  # [M]; the right image itself does not count

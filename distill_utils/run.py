@@ -15,6 +15,7 @@ import yaml
 
 from distill_utils.errors import UserError
 from distill_utils.files import read_json, write_json, write_text
+from distill_utils.precision import set_precision
 
 
 def run_program(main):
@@ -80,6 +81,7 @@ class Run:
         self.name = args.name or default_name
         self.directory = Path(directory) if directory else Path("logged_files") / args.dataset / self.name
         self.device = resolve_device(args.device)
+        set_precision(args.precision, self.device)
         self.seed = args.seed
         torch.manual_seed(derive_seed(args.seed, program))
         resolved = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(args).items() if key != "config"}

@@ -4,6 +4,7 @@ import torch
 
 from distill_utils.errors import UserError
 from distill_utils.losses import pair_logits
+from distill_utils.precision import autocast
 from distill_utils.trajectory import tower_parameters
 
 
@@ -14,12 +15,14 @@ def sgd(model, lr_img, lr_txt, **options):
     return torch.optim.SGD(groups, **options)
 
 
-def train_epoch(model, batches, optimizer, loss_fn, temperature):
+def train_epoch(model, batches, optimizer, loss_fn, temperature, precision="fp32"):
     """One pass over batches of (images, texts, similarity); the mean loss. Raises UserError when it is not finite."""
     model.train()
     total, count = 0.0, 0
     for images, texts, similarity in batches:
-        loss = loss_fn(pair_logits(*model(images, texts), temperature), similarity)
+        with autocast(precision, images.device):
+            features = model(images, texts)
+        loss = loss_fn(pair_logits(*(side.to(similarity.dtype) for side in features), temperature), similarity)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -31,7 +34,7 @@ def train_epoch(model, batches, optimizer, loss_fn, temperature):
     return mean
 
 
-def train_student(model, synthetic, *, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, generator):
+def train_student(model, synthetic, *, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, generator, precision="fp32"):
     """Train on a synthetic set as LoRS does (Algorithm 2): SGD with momentum .9, decay 5e-4, rates x .1 at half time.
 
     Yields (epoch, mean loss) after every epoch, counted from 1.
@@ -40,6 +43,6 @@ def train_student(model, synthetic, *, epochs, batch_size, loss_fn, temperature,
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [epochs // 2], gamma=0.1)
     loader = synthetic.loader(batch_size, generator=generator)
     for epoch in range(1, epochs + 1):
-        loss = train_epoch(model, loader, optimizer, loss_fn, temperature)
+        loss = train_epoch(model, loader, optimizer, loss_fn, temperature, precision)
         schedule.step()
         yield epoch, loss

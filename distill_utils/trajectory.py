@@ -49,9 +49,9 @@ def snapshot(model):
     return Weights(*([parameter.detach().to("cpu", copy=True) for _, parameter in tower] for tower in tower_parameters(model)))
 
 
-def flatten(tensors):
-    """One vector of a tower's parameters."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+def flatten(tensors, out=None):
+    """One vector of a tower's parameters, written to `out` where given."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors], out=out)
 
 
 def buffer_folder(buffer_path, dataset, image_encoder, text_encoder, loss_type, augment):
@@ -176,7 +176,11 @@ class ExpertTrajectories:
         expert = int(torch.randint(len(self._experts), (), generator=generator))
         return expert, int(torch.randint(max_start_epoch, (), generator=generator))
 
-    def pair(self, expert, start, expert_epochs):
-        """Start and target of a given expert and epoch."""
+    def pair(self, expert, start, expert_epochs, out=None):
+        """Start and target of a given expert and epoch; an earlier pair given as `out` is overwritten, which spares its memory."""
         towers = self._experts[expert][:2]
-        return tuple(Weights(*(flatten(tower[epoch]) for tower in towers)) for epoch in (start, start + expert_epochs))
+        epochs = (start, start + expert_epochs)
+        return tuple(
+            Weights(*(flatten(tower[epoch], out=vector) for tower, vector in zip(towers, kept)))
+            for epoch, kept in zip(epochs, out or [(None, None)] * 2)
+        )

@@ -39,6 +39,14 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
     return model
 
 
+def enable_checkpointing(model, name):
+    """Have a timm model recompute its activations in the backward pass. UserError where timm has no code for it."""
+    try:
+        model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError, NotImplementedError):
+        raise UserError(f"--grad_checkpointing: timm's {name} cannot recompute its activations; leave the flag off.") from None
+
+
 def _first_line(error):
     return str(error).strip().split("\n")[0] or type(error).__name__
 

@@ -1,9 +1,10 @@
 """The CLIP-style student: an image tower and a projection head on cached text embeddings."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.image_encoders import build_image_encoder
+from networks.image_encoders import build_image_encoder, enable_checkpointing
 
 
 class ProjectionHead(nn.Module):
@@ -34,6 +35,7 @@ class TwoTower(nn.Module):
         self.text_projection = text_projection
 
     def encode_images(self, images):
+        images = images.contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
         return F.normalize(self.image_encoder(images), dim=-1)
 
     def encode_texts(self, texts):
@@ -43,12 +45,15 @@ class TwoTower(nn.Module):
         return self.encode_images(images), self.encode_texts(texts)
 
 
-def build_model(image_encoder, text_dim, *, pretrained, checkpoint_dir, trainable=True):
+def build_model(image_encoder, text_dim, *, pretrained, checkpoint_dir, trainable=True, grad_checkpointing=False):
     """A student: the named image encoder and a fresh head for text embeddings of `text_dim`.
 
     With `trainable=False` the encoder is frozen and the image tower trains a projection head on its features.
+    `grad_checkpointing` keeps few activations of the encoder for the backward pass and recomputes the rest.
     """
     encoder = build_image_encoder(image_encoder, pretrained, checkpoint_dir)
+    if grad_checkpointing:
+        enable_checkpointing(encoder, image_encoder)
     width = encoder.num_features
     if hasattr(encoder, "head_hidden_size"):  # timm: the pooled width where it differs from that of the feature map
         width = encoder.head_hidden_size

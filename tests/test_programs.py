@@ -160,7 +160,7 @@ def test_variants_run(here, more):
     synthetic = SyntheticSet.load(directory / "distilled_3.pt")
     assert all(torch.isfinite(parameter).all() for parameter in synthetic.parameters())
     if "--lr_lr" in more:
-        assert float(synthetic.lr_img) == pytest.approx(0.1)
+        assert synthetic.lr_img.item() == pytest.approx(0.1)
     if "noise" in more:
         assert synthetic.meta["source_captions"] == [None] * 6
 
@@ -174,7 +174,7 @@ def test_resume_from_goes_on_at_its_step(here):
 def test_the_learned_rates_have_a_floor(here):
     directory = distill(here, "floor", "--lr_lr", "1000", "--clamp_lr", "0.05", "--num_eval", "1", "--Iteration", "1", "--eval_it", "5")
     synthetic = SyntheticSet.load(directory / "distilled_1.pt")
-    assert float(synthetic.lr_img) >= 0.05 - 1e-6 and float(synthetic.lr_txt) >= 0.05 - 1e-6
+    assert synthetic.lr_img.item() >= 0.05 - 1e-6 and synthetic.lr_txt.item() >= 0.05 - 1e-6
 
 
 def test_a_diverging_run_says_so_and_keeps_what_was_saved(here):

@@ -1,0 +1,596 @@
+"""What things cost, side by side in one run: `python -m distill_utils.benchmark matching|retrieval|trajectory|evaluate [flags]`.
+
+Every cell runs alone in a process of its own, so that its peak memory is its own; the last line printed is one JSON object.
+Figures mean something on an idle machine only.
+"""
+
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from data import build_datasets
+from data.transforms import normalise
+from distill_lors import distill, draw_minibatches, outer_optimizer
+from distill_utils import config, oracles
+from distill_utils.coreset import real_set
+from distill_utils.errors import UserError
+from distill_utils.evaluate import gallery_recall
+from distill_utils.flags import model_maker, open_task
+from distill_utils.losses import LOSSES
+from distill_utils.matching import DERIVATIVES, GRADIENTS, Matcher, gradient_agreement, require_combination
+from distill_utils.precision import set_precision
+from distill_utils.retrieval import recall_from_scores, retrieval_recall
+from distill_utils.run import generator, provenance, resolve_device, run_program
+from distill_utils.similarity import build_similarity
+from distill_utils.synthetic import SyntheticSet
+from distill_utils.training import sgd, train_epoch
+from distill_utils.trajectory import ExpertTrajectories, Weights, flatten, snapshot, tower_parameters, write_expert
+from networks import build_model
+from networks.text_encoders import build_text_encoder, ensure_toy_bert
+
+GROUPS = {"pixels": ("images",), "texts": ("texts",), "similarity": None, "lrs": ("lr_img", "lr_txt")}  # None: all other parameters
+_EPOCHS = 10  # of the experts in a buffer of published size
+
+
+# --- cells ---
+
+
+def in_own_process(function, *args):
+    """function(*args) in a fresh process; {"error": sentence} where that process died or raised."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(sender, function, args))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return {"error": f"the process ended with status {process.exitcode}" + (", probably out of memory" if process.exitcode == -9 else "")}
+    finally:
+        process.join()
+
+
+def _send_result(sender, function, args):
+    try:
+        sender.send(function(*args))
+    except (UserError, RuntimeError, MemoryError) as error:
+        sender.send({"error": str(error).strip().splitlines()[0]})
+
+
+def synchronise(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak(device):
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from what is resident now
+        except OSError:
+            pass
+
+
+def peak_mb(device):
+    """MB at most in use since `reset_peak`: of the GPU, or resident in this process (None where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def timed(step, device, repeats, warm_up=1):
+    """Seconds of step(0), step(1), ...; those of the warm-up are left out of the times and of the peak."""
+    seconds = []
+    for n in range(warm_up + repeats):
+        if n == warm_up:
+            reset_peak(device)
+        synchronise(device)
+        began = time.perf_counter()
+        step(n)
+        synchronise(device)
+        seconds.append(time.perf_counter() - began)
+    return seconds[warm_up:]
+
+
+def spread(seconds):
+    return {"seconds": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "n": len(seconds)}
+
+
+def table(header, rows):
+    """Aligned text; the first column to the left."""
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))) for line in lines)
+
+
+def _cells_text(value, digits=2):
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+# --- matching ---
+
+
+def _cell_name(scheme, gradient, second_order):
+    return scheme if scheme in ("reference", "unroll", "training") else f"{scheme}/{gradient}/{second_order}"
+
+
+CELLS = {
+    _cell_name(*cell): cell
+    for cell in [
+        ("reference", "truncated", "reverse"),
+        ("unroll", "full", "reverse"),
+        *(("ours", gradient, second_order) for gradient in GRADIENTS for second_order in DERIVATIVES),
+    ]
+}
+
+
+def _text_encoder(args, folder):
+    """For toy scenes without roots of their own: makes them in `folder`, and a BERT of base size that knows their words."""
+    if args.dataset == "toy" and not args.ann_root:
+        args.image_root = args.ann_root = str(folder / "toy")
+        train = build_datasets("toy", args.image_root, args.ann_root, toy_sizes=args.toy_size).train
+        args.text_encoder = str(ensure_toy_bert(train.captions, folder, width=768, layers=12, heads=12))
+    return args.text_encoder
+
+
+def make_matching_problem(args, folder):
+    """Writes `problem.pt`: real pairs, and start and target of an expert that really trained on them for a few steps."""
+    device = torch.device(args.device)
+    task = open_task(args, device)
+    torch.manual_seed(args.seed)
+    model = model_maker(args, task)().to(device)
+    numbers = generator(args.seed, "benchmark")
+    optimizer = sgd(model, 0.1, 0.1)
+    batches = task.train_batches(max(args.mini_batch_size, 16), numbers, device)
+    snapshots = []
+    for _ in range(2):
+        train_epoch(model, (next(batches) for _ in range(args.expert_steps)), optimizer, LOSSES["InfoNCE"], args.temperature)
+        snapshots.append(snapshot(model))
+    synthetic = real_set(task, task.sample_pairs(args.num_queries, numbers), {})
+    problem = {"snapshots": [list(shot) for shot in snapshots], "images": synthetic.images.detach(), "texts": synthetic.texts.detach()}
+    torch.save(problem, folder / "problem.pt")
+    return {}
+
+
+class _Problem:
+    """What every matching cell starts from, in any dtype."""
+
+    def __init__(self, args, folder, dtype=torch.float32):
+        self.args, self.device = args, torch.device(args.device)
+        set_precision(args.precision, self.device)
+        saved = torch.load(folder / "problem.pt", weights_only=True)
+        like = {"device": self.device, "dtype": dtype}
+        n = len(saved["images"])
+        similarity = build_similarity(args.sim_type, n, rank=min(args.sim_rank, n), alpha=args.alpha, generator=generator(args.seed, "S"))
+        self.synthetic = SyntheticSet(saved["images"], saved["texts"], similarity, args.lr_teacher_img, args.lr_teacher_txt).to(**like)
+        with torch.no_grad():  # away from the start, where R = 0 and L has no gradient
+            for parameter in similarity.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(args.seed, "away")).to(**like))
+        self.start, self.target = (Weights(*(flatten(tower).to(**like) for tower in shot)) for shot in saved["snapshots"])
+        self.model = build_model(
+            args.image_encoder,
+            saved["texts"].shape[1],
+            pretrained=False,
+            checkpoint_dir=args.checkpoint_dir,
+            trainable=args.image_trainable,
+            grad_checkpointing=args.grad_checkpointing,
+        )
+        self.model = self.model.to(**like).train()
+        numbers = generator(args.seed, "minibatches")
+        steps = 1 + args.repeats
+        self.minibatches = [draw_minibatches(n, args.mini_batch_size, args.syn_steps, numbers, self.device) for _ in range(steps)]
+        self.shared = {"merge_towers": args.merge_loss_branches, "temperature": args.temperature}
+
+    def gradients(self):
+        """Copies on the CPU."""
+        return {name: parameter.grad.cpu() for name, parameter in self.synthetic.named_parameters()}
+
+
+def training_cell(args, folder):
+    """T plain training steps, forward, backward and SGD: the floor under every scheme."""
+    problem = _Problem(args, folder)
+    optimizer = sgd(problem.model, 0.1, 0.1)
+
+    def step(n):
+        batches = [tuple(value.detach() for value in problem.synthetic.minibatch(ids)) for ids in problem.minibatches[n]]
+        train_epoch(problem.model, batches, optimizer, LOSSES[args.loss_type], args.temperature, args.precision)
+
+    seconds = timed(step, problem.device, args.repeats)
+    return {"scheme": "training"} | spread(seconds) | {"peak_mb": peak_mb(problem.device)}
+
+
+def matching_cell(args, folder, scheme, gradient, second_order):
+    """Seconds and peak memory of the gradients of an outer step, and the gradients of every step; ours does not print them."""
+    problem = _Problem(args, folder)
+    loss_fn = LOSSES[args.loss_type]
+    if scheme == "ours":
+        options = {"path_device": args.path_device, "precision": args.precision, "compile": args.compile}
+        take = Matcher(problem.model, loss_fn, gradient=gradient, second_order=second_order, **problem.shared, **options)
+    elif scheme == "unroll":
+        take = partial(oracles.unroll, problem.model, loss_fn=loss_fn, gradient=gradient, **problem.shared)
+    else:
+        take = partial(oracles.reference, problem.model, loss_fn=loss_fn, **problem.shared)
+    found = []
+
+    def step(n):
+        take(problem.synthetic, problem.start, problem.target, problem.minibatches[n], seed=n)
+        found.append(problem.gradients())
+
+    seconds = timed(step, problem.device, args.repeats)
+    torch.save(found, folder / f"{scheme}_{gradient}_{second_order}.pt")
+    path_mb = args.syn_steps * sum(map(len, problem.start)) * 4 / 2**20
+    path_mb *= 2 if (scheme, gradient, second_order) == ("ours", "full", "finite") else 1
+    return {"scheme": scheme, "gradient": gradient, "second_order": second_order} | spread(seconds) | {"peak_mb": peak_mb(problem.device), "path_mb": path_mb}
+
+
+def exact_cell(args, folder, gradient):
+    """The same gradients in float64, by `forward`, which the tests hold against the whole unroll to 1e-9."""
+    args.precision, args.grad_checkpointing = "fp32", False
+    problem = _Problem(args, folder, torch.float64)
+    matcher = Matcher(problem.model, LOSSES[args.loss_type], gradient=gradient, second_order="forward", **problem.shared)
+    found = []
+    for n, minibatches in enumerate(problem.minibatches):
+        matcher(problem.synthetic, problem.start, problem.target, minibatches, seed=n)
+        found.append(problem.gradients())
+    torch.save(found, folder / f"exact_{gradient}.pt")
+    return {}
+
+
+def _agreement(folder, cell):
+    """Per group of parameters, the worst cosine and relative error over the steps; {} where there is no exact gradient."""
+    exact = folder / f"exact_{cell['gradient']}.pt"
+    if not exact.exists():
+        return {}
+    steps = list(
+        zip(
+            *(
+                torch.load(file, weights_only=True)[1:]
+                for file in (folder / f"{cell['scheme']}_{cell['gradient']}_{cell['second_order']}.pt", exact)
+            )
+        )
+    )
+    result = {}
+    for group, names in GROUPS.items():
+        if names is None:
+            names = [name for name in steps[0][0] if name.startswith("similarity.")]
+        if names:
+            pairs = [gradient_agreement(*(torch.cat([side[name].flatten().double() for name in names]) for side in step)) for step in steps]
+            result[group] = {"cosine": min(pair["cosine"] for pair in pairs), "relative_error": max(pair["error"] for pair in pairs)}
+    return result
+
+
+def benchmark_matching(args, folder):
+    """Rows for the cells that the flags name, beside the floor."""
+    unknown = set(args.cells) - set(CELLS)
+    if unknown:
+        raise UserError(f"--cells {sorted(unknown)[0]!r} is unknown: expected names among {', '.join(CELLS)}.")
+    if args.mini_batch_size > args.num_queries:
+        raise UserError(f"--mini_batch_size {args.mini_batch_size} is more than the --num_queries {args.num_queries} pairs there are.")
+    wanted = [cell for name, cell in CELLS.items() if not args.cells or name in args.cells]
+    for scheme, _, second_order in wanted if args.cells else ():
+        if scheme == "ours":
+            require_combination(second_order, precision=args.precision, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
+    _text_encoder(args, folder)
+    failed = in_own_process(make_matching_problem, args, folder)
+    if failed:
+        raise UserError(f"The problem to measure cannot be made: {failed['error']}")
+    training = in_own_process(training_cell, args, folder)
+    print(f"training: {training}", file=sys.stderr)
+    cells = []
+    for scheme, gradient, second_order in wanted:
+        result = in_own_process(matching_cell, args, folder, scheme, gradient, second_order)
+        cells.append({"scheme": scheme, "gradient": gradient, "second_order": second_order} | result)
+        print(f"{_cell_name(scheme, gradient, second_order)}: {result.get('error') or result}", file=sys.stderr)
+    if args.exact:
+        for gradient in GRADIENTS:
+            if any(cell["gradient"] == gradient and "error" not in cell for cell in cells):
+                failed = in_own_process(exact_cell, args, folder, gradient)
+                if failed:
+                    print(f"no exact gradient, {gradient}: {failed['error']}", file=sys.stderr)
+    for cell in cells:
+        if "error" not in cell:
+            groups = _agreement(folder, cell)
+            cell |= groups.get("pixels", {"cosine": None, "relative_error": None}) | {"groups": groups}
+    result = {"training": training, "cells": cells}
+    if args.whole:
+        result["whole"] = whole_step(args, folder)
+    print(_matching_table(result))
+    return result
+
+
+def _matching_table(result):
+    floor = result["training"].get("seconds")
+    reference = next((cell.get("seconds") for cell in result["cells"] if cell["scheme"] == "reference"), None)
+    rows = []
+    for cell in (result["training"], *result["cells"]):
+        name = _cell_name(cell["scheme"], cell.get("gradient"), cell.get("second_order"))
+        if "error" in cell:
+            rows.append([name, cell["error"], *[""] * (7 + len(GROUPS))])
+            continue
+        seconds = cell["seconds"]
+        rows.append(
+            [
+                name,
+                *(f"{cell[key]:.3f}" for key in ("seconds", "min", "max")),
+                cell["n"],
+                _cells_text(seconds / floor if floor else None),
+                _cells_text(reference / seconds if reference else None),
+                _cells_text(cell["peak_mb"], 0),
+                "" if cell.get("cosine") is None else f"{cell['cosine']:.7f}",
+                *(f"{cell['groups'][group]['relative_error']:.1e}" if group in cell.get("groups", {}) else "" for group in GROUPS),
+            ]
+        )
+    header = ["outer step", "seconds", "min", "max", "n", "x training", "x faster", "peak MB", "cosine pixels", *(f"error {group}" for group in GROUPS)]
+    return table(header, rows)
+
+
+# --- the whole outer step, as a user sees it ---
+
+
+def write_published_size_buffer(args, folder):
+    """One expert of _EPOCHS epochs in the layout of a buffer: start and target of the problem, then copies."""
+    first, second = torch.load(folder / "problem.pt", weights_only=True)["snapshots"]
+    write_expert(folder / "buffer", 0, [Weights(*first), *([[piece.clone() for piece in tower] for tower in second] for _ in range(_EPOCHS))])
+    return {}
+
+
+def whole_reference_cell(args, folder):
+    """Reads the whole expert, builds the model with its BERT, takes the reference's gradients, steps, logs: every time."""
+    problem = _Problem(args, folder)
+    inside = []
+    optimizer = outer_optimizer(problem.synthetic, lr_img=1, lr_txt=1, lr_lr=1e-4, lr_sim=1, momentum_syn=0.5, momentum_lr=0.5, momentum_sim=0.5)
+
+    def step(n):
+        image, text = (torch.load(folder / "buffer" / f"{tower}_replay_buffer_0.pt", weights_only=True) for tower in ("img", "txt"))
+        build_text_encoder(args.text_encoder, checkpoint_dir=args.checkpoint_dir).model.to(problem.device)
+        model = build_model(args.image_encoder, problem.synthetic.texts.shape[1], pretrained=False, checkpoint_dir=args.checkpoint_dir)
+        model = model.to(problem.device).train()
+        start, target = (Weights(flatten(image[0][epoch]).to(problem.device), flatten(text[0][epoch]).to(problem.device)) for epoch in (0, 1))
+        synchronise(problem.device)
+        began = time.perf_counter()
+        loss = oracles.reference(
+            model, problem.synthetic, start, target, problem.minibatches[n], LOSSES[args.loss_type], seed=n, **problem.shared
+        )
+        synchronise(problem.device)
+        inside.append(time.perf_counter() - began)
+        optimizer.step()
+        _append_log(folder, n, float(loss.grand))
+
+    seconds = timed(step, problem.device, args.repeats)
+    return _whole(seconds, inside[1:], problem.device)
+
+
+def whole_cell(args, folder):
+    """The outer loop of distill_lors.py itself, in its default mode."""
+    problem = _Problem(args, folder)
+    options = {"path_device": args.path_device, "precision": args.precision, "compile": args.compile}
+    matcher = Matcher(problem.model, LOSSES[args.loss_type], **problem.shared, **options)
+    inside = []
+
+    def timed_matcher(*step):
+        synchronise(problem.device)
+        began = time.perf_counter()
+        loss = matcher(*step)
+        synchronise(problem.device)
+        inside.append(time.perf_counter() - began)
+        return loss
+
+    steps = distill(
+        problem.synthetic,
+        timed_matcher,
+        ExpertTrajectories(folder / "buffer"),
+        outer_optimizer(problem.synthetic, lr_img=1, lr_txt=1, lr_lr=1e-4, lr_sim=1, momentum_syn=0.5, momentum_lr=0.5, momentum_sim=0.5),
+        steps=1 + args.repeats,
+        syn_steps=args.syn_steps,
+        mini_batch_size=args.mini_batch_size,
+        expert_epochs=1,
+        max_start_epoch=1,
+        clamp_lr=1e-3,
+        generator=generator(args.seed, "whole"),
+    )
+    next(steps)  # before the first step
+    seconds = timed(lambda n: _append_log(folder, n, next(steps)[1]["Loss/grand"]), problem.device, args.repeats)
+    return _whole(seconds, inside[1:], problem.device)
+
+
+def _append_log(folder, step, loss):
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "Loss/grand": loss}) + "\n")
+
+
+def _whole(seconds, inside, device):
+    outside = statistics.median([whole - part for whole, part in zip(seconds, inside)])
+    return spread(seconds) | {"outside_seconds": outside, "outside_share": outside / statistics.median(seconds), "peak_mb": peak_mb(device)}
+
+
+def whole_step(args, folder):
+    in_own_process(write_published_size_buffer, args, folder)
+    result = {"reference": in_own_process(whole_reference_cell, args, folder), "ours": in_own_process(whole_cell, args, folder)}
+    rows = [
+        [name, cell["error"], "", "", ""]
+        if "error" in cell
+        else [name, f"{cell['seconds']:.3f}", f"{cell['outside_seconds']:.3f}", f"{cell['outside_share']:.1%}", cell["n"]]
+        for name, cell in result.items()
+    ]
+    print(table(["whole outer step", "seconds", "outside the gradients", "share", "n"], rows))
+    if all("error" not in cell for cell in result.values()):
+        for key, ratio in (("seconds", "ratio"), ("outside_seconds", "outside_ratio")):
+            result[ratio] = result["reference"][key] / result["ours"][key]
+        print(f"whole step {result['ratio']:.2f} times faster, its part outside the gradients {result['outside_ratio']:.1f} times\n")
+    return result
+
+
+# --- retrieval ---
+
+
+def naive_recall(scores, txt2img, ks=(1, 5, 10)):
+    """Every query's candidates sorted in a Python loop, as the published codes do; ties against the model."""
+    n, m = scores.shape
+    image_of = txt2img.numpy()
+    hits = {}
+    for side, rows in (("img", scores.T), ("txt", scores)):
+        ranks = np.empty(len(rows), dtype=int)
+        for query, row in enumerate(rows.numpy()):
+            order = np.argsort(-row, kind="stable")
+            right = image_of == query if side == "txt" else np.arange(n) == image_of[query]
+            best = row[right].max()
+            tied_or_better = np.searchsorted(-row[order], -best, side="right")
+            ranks[query] = tied_or_better - (right & (row >= best)).sum()
+        hits |= {f"{side}_r{k}": 100.0 * float((ranks < k).mean()) for k in ks}
+    return hits | {"r_mean": sum(hits.values()) / len(hits)}
+
+
+def benchmark_retrieval(args, folder):
+    """Recall from one score matrix of the size of COCO's 5k test split; the matrix product apart."""
+    n, m = args.gallery
+    torch.manual_seed(args.seed)
+    device = torch.device(args.device)
+    txt2img = torch.cat([torch.arange(n), torch.randint(n, (m - n,))])
+    images = torch.nn.functional.normalize(torch.randn(n, 64), dim=1)
+    texts = torch.nn.functional.normalize(images[txt2img] + 1.5 * torch.randn(m, 64) / 8, dim=1)
+    scores = (images @ texts.T).mul(200).round().div(200)  # coarse, so that there are ties
+    began = time.perf_counter()
+    expected = naive_recall(scores, txt2img)
+    naive = time.perf_counter() - began
+    scores, txt2img = scores.to(device), txt2img.to(device)
+    found = {}
+    seconds = timed(lambda _: found.update(recall_from_scores(scores, txt2img)), device, args.repeats)
+    ours = spread(seconds)
+    identical = all(abs(found[key] - expected[key]) < 1e-9 for key in expected)
+    rows = [["argsort of every row", f"{naive:.3f}", ""], ["recall_from_scores", f"{ours['seconds']:.3f}", f"{naive / ours['seconds']:.1f}"]]
+    print(table([f"recall, {n} images x {m} texts", "seconds", "x faster"], rows))
+    print(f"identical results, ties included: {'yes' if identical else 'NO'} (r_mean {expected['r_mean']:.3f})")
+    return {"naive_seconds": naive, "ours": ours, "ratio": naive / ours["seconds"], "identical": identical}
+
+
+# --- trajectory ---
+
+
+def _forget(files):
+    """Drop the files from the page cache."""
+    for file in files:
+        with open(file, "rb") as handle:
+            os.fsync(handle.fileno())
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _bytes_read():
+    """Bytes that this process has caused to be read from storage."""
+    return int(Path("/proc/self/io").read_text().split("\nread_bytes:")[1].split()[0])
+
+
+def write_random_expert(args, folder):
+    """An expert of _EPOCHS epochs of random weights, of the size of the flags' model."""
+    model = build_model(args.image_encoder, 768, pretrained=False, checkpoint_dir=args.checkpoint_dir)
+    write_expert(folder / "buffer", 0, [snapshot(model) for _ in range(1 + _EPOCHS)])
+    return {"snapshot_bytes": sum(4 * parameter.numel() for tower in tower_parameters(model) for _, parameter in tower)}
+
+
+def trajectory_cell(args, folder, whole):
+    """Seconds and bytes from storage to get a start and a target, from files that nothing has cached and then cached."""
+    files = sorted((folder / "buffer").glob("*.pt"))
+    _forget(files)
+    before, began = _bytes_read(), time.perf_counter()
+
+    def take(experts=None):
+        if whole:
+            towers = [torch.load(file, weights_only=True)[0] for file in files]
+            return [Weights(*(flatten(tower[epoch]) for tower in towers)) for epoch in (3, 4)]
+        return (experts or ExpertTrajectories(folder / "buffer")).pair(0, 3, 1)
+
+    take()
+    cold = {"cold_seconds": time.perf_counter() - began, "bytes_read": _bytes_read() - before}
+    experts = None if whole else ExpertTrajectories(folder / "buffer")
+    return cold | spread(timed(lambda _: take(experts), torch.device("cpu"), args.repeats))
+
+
+def benchmark_trajectory(args, folder):
+    """`ExpertTrajectories.sample` against loading the whole expert, from a buffer of the flags' model."""
+    written = in_own_process(write_random_expert, args, folder)
+    result = {name: in_own_process(trajectory_cell, args, folder, name == "whole") for name in ("whole", "sample")}
+    for cell in (written, *result.values()):
+        if "error" in cell:
+            raise UserError(f"The buffer cannot be measured: {cell['error']}")
+    size = written["snapshot_bytes"]
+    rows = []
+    for name, label in (("whole", "load the whole expert"), ("sample", "sample()")):
+        cell = result[name]
+        cell["snapshots_read"] = cell["bytes_read"] / size
+        rows.append(
+            [label, f"{cell['bytes_read'] / 2**20:.0f}", f"{cell['snapshots_read']:.2f}", f"{cell['cold_seconds']:.3f}", f"{cell['seconds']:.3f}"]
+        )
+    print(table([f"{1 + _EPOCHS} snapshots of {size / 2**20:.0f} MB", "MB read", "in snapshots", "seconds, uncached", "cached"], rows))
+    return result | written
+
+
+# --- evaluate ---
+
+
+def evaluate_cell(args):
+    """Passes over the test gallery: decoded once and kept, against decoding every file each time."""
+    device = torch.device(args.device)
+    task = open_task(args, device)
+    _, _, test = build_datasets(args.dataset, args.image_root, args.ann_root, image_size=args.image_size, augment=False, toy_sizes=args.toy_size)
+    torch.manual_seed(args.seed)
+    model = model_maker(args, task)().to(device).eval()
+    kept = task.galleries["test"]
+
+    @torch.no_grad()
+    def decoding(_):
+        loader = DataLoader(test, batch_size=256, num_workers=args.num_workers)
+        images = torch.cat([model.encode_images(normalise(batch.to(device))) for batch in loader])
+        return retrieval_recall(images, model.encode_texts(kept.texts.to(device)), kept.txt2img)
+
+    results = {}
+    for name, one_pass in (("decoding", decoding), ("cached", lambda _: gallery_recall(model, kept, device))):
+        results[name] = spread(timed(one_pass, device, args.repeats))
+        results[name]["passes_per_second"] = 1 / results[name]["seconds"]
+    return results | {"images": len(kept.images), "texts": len(kept.texts)}
+
+
+def benchmark_evaluate(args, folder):
+    """Evaluation passes a second, with and without the cached gallery."""
+    result = in_own_process(evaluate_cell, args)
+    if "error" in result:
+        raise UserError(result["error"])
+    rows = [[name, f"{result[name]['seconds']:.3f}", f"{result[name]['passes_per_second']:.2f}"] for name in ("decoding", "cached")]
+    print(table([f"a pass over {result['images']} images, {result['texts']} texts", "seconds", "passes a second"], rows))
+    result["ratio"] = result["decoding"]["seconds"] / result["cached"]["seconds"]
+    print(f"cached {result['ratio']:.2f} times faster")
+    return result
+
+
+BENCHMARKS = {"matching": benchmark_matching, "retrieval": benchmark_retrieval, "trajectory": benchmark_trajectory, "evaluate": benchmark_evaluate}
+
+
+def main(argv=None):
+    args = config.parse(config.benchmark_parser(__doc__), argv)
+    device = resolve_device(args.device)
+    args.device = str(device)
+    settings = {key: value for key, value in vars(args).items() if key not in ("config", "what")}
+    machine = provenance(device, args.seed)
+    print(", ".join(f"{key} {value}" for key, value in machine.items() if key not in ("command", "started", "seed")), file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        result = BENCHMARKS[args.what](args, Path(folder))
+    print(json.dumps({"benchmark": args.what, "settings": settings, "machine": machine} | result))
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
