@@ -21,6 +21,8 @@ truncating (Cui et al. 2023, TESLA) saves only the theta half of each derivative
               the first pass, so a step costs one more first-order gradient; e is fitted to the direction (see `Finite`).
 """
 
+import os
+import shutil
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import NamedTuple
@@ -118,6 +120,11 @@ class Matcher:
                 gradient.lrs(lrs)
         return loss
 
+    @property
+    def repeats(self):
+        """How many second passes so far had to be repeated to fit the steps of `finite`."""
+        return self._derivative.repeats
+
     def _inner_loop(self, start, batches, eta):
         """Leaves the student at theta_T and theta_0 .. theta_{T-1} in the path; no graph outlives its step."""
         student = self._student
@@ -138,7 +145,7 @@ class Matcher:
             goal = goal.to(end)
             for vector, squares in ((begin.to(end), scales), (end, distances)):
                 torch.sub(vector, goal, out=gap)
-                squares.append(gap @ gap)
+                squares.append(_dot(gap, gap))
         ratios = [distance / scale for distance, scale in zip(distances, scales)]
         grand = sum(distances) / sum(scales) if self.merge_towers else sum(ratios)
         for gap, scale in zip(self._final, [sum(scales)] * 2 if self.merge_towers else scales):
@@ -149,7 +156,7 @@ class Matcher:
         """The sum over t of (2) for a lambda that does not change: lambda . (theta_T - theta_0) / eta. Moves the student."""
         theta = self._student.theta
         begin = self._path.read(0, theta.img.device)
-        return Weights(*(lam @ end.sub_(first) / lr for lam, end, first, lr in zip(self._final, theta, begin, eta)))
+        return Weights(*(_dot(lam, end.sub_(first)) / lr for lam, end, first, lr in zip(self._final, theta, begin, eta)))
 
     def _backward(self, batches, minibatches, eta, gradient):
         """(1) to (3) from the last inner step to the first."""
@@ -157,11 +164,11 @@ class Matcher:
         if self.full:
             lam = Weights(*(vector.clone() for vector in lam))  # the pass may have to be repeated
         for t in reversed(range(len(batches))):
-            student.load(self._path.read(t, lam.img.device))
-            g, d_theta, d_z = self._derivative(t, batches[t], lam, eta)
+            theta = self._path.read(t, lam.img.device)
+            g, d_theta, d_z = self._derivative(t, batches[t], theta, lam, eta)
             gradient.minibatch(minibatches[t], d_z)  # (1)
             if self.full:
-                gradient.lrs(Weights(*(-(vector @ slope) for vector, slope in zip(lam, g))))  # (2)
+                gradient.lrs(Weights(*(-_dot(vector, slope) for vector, slope in zip(lam, g))))  # (2)
                 for vector, d in zip(lam, d_theta):  # (3)
                     vector.sub_(d)
 
@@ -223,6 +230,8 @@ class _Student:
                 parameter.data = piece
         self._sgd = torch.optim.SGD([{"params": tower} for tower in self._parameters], lr=0.0)
         if compile:
+            if not self.theta.img.is_cuda and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+                raise UserError("--compile needs a C++ compiler, and none is found (g++, clang++ or $CXX).")
             # Eager random numbers, so that what drops out is the same in the two graphs that finite differences compile.
             model.image_encoder.compile(options={"fallback_random": True})
 
@@ -233,14 +242,13 @@ class _Student:
             for vector, sizes, tower in zip(weights, self._sizes, self._parameters)
         ]
 
-    def load(self, weights):
-        for vector, new in zip(self.theta, weights):
-            vector.copy_(new)
-
-    def move(self, direction, steps):
-        """theta += step * direction, with a scalar tensor per tower."""
-        for vector, along, step in zip(self.theta, direction, steps):
-            vector.addcmul_(along, step)
+    def load(self, weights, direction=None, steps=None):
+        """theta = weights, plus step * direction with a scalar tensor per tower."""
+        for tower, (vector, new) in enumerate(zip(self.theta, weights)):
+            if direction is None:
+                vector.copy_(new)
+            else:
+                torch.addcmul(new, direction[tower], steps[tower], out=vector)
 
     def descend(self, gradients, eta):
         """An inner step: plain SGD with a learning rate per tower."""
@@ -314,9 +322,10 @@ def _replayed(seed, device):
 
 
 class Derivative:
-    """How the directional derivative of (1) and (3) is taken; the student stands at theta_t when it is called."""
+    """How the directional derivative of (1) and (3) is taken."""
 
     wants_z = False  # whether `keep` needs the first pass to compute grad_z
+    repeats = 0  # passes that were not settled
 
     def __init__(self, student, full, path_device=None):
         self.student, self.full = student, full
@@ -324,8 +333,8 @@ class Derivative:
     def keep(self, t, steps, g, g_z):
         """Told every inner step's gradients during the first pass: those of the parameters, a list per tower, and those of z."""
 
-    def __call__(self, t, batch, lam, eta):
-        """(g_t, d grad_theta along u = eta lam, d grad_z along it); the first two only if `full`. May move the student."""
+    def __call__(self, t, batch, theta, lam, eta):
+        """(g_t, d grad_theta along u = eta lam, d grad_z along it), at `theta`; the first two only if `full`. Moves the student."""
         raise NotImplementedError
 
     def settled(self):
@@ -336,7 +345,7 @@ class Derivative:
 class Forward(Derivative):
     """Forward over reverse."""
 
-    def __call__(self, t, batch, lam, eta):
+    def __call__(self, t, batch, theta, lam, eta):
         student = self.student
         direction = tuple(lr * vector for lr, vector in zip(eta, lam))
 
@@ -347,15 +356,16 @@ class Forward(Derivative):
 
         student.inputs(batch, with_theta=False, with_z=False)
         argnums = (0, 1, 2, 3, 4) if self.full else (2, 3, 4)
-        gradients, derivatives = jvp(lambda img, txt: grad(loss, argnums)(img, txt, *batch.z), tuple(student.theta), direction)
+        gradients, derivatives = jvp(lambda img, txt: grad(loss, argnums)(img, txt, *batch.z), tuple(theta), direction)
         return (Weights(*gradients[:2]), derivatives[:2], derivatives[2:]) if self.full else (None, None, derivatives)
 
 
 class Reverse(Derivative):
     """Reverse over reverse."""
 
-    def __call__(self, t, batch, lam, eta):
+    def __call__(self, t, batch, theta, lam, eta):
         student = self.student
+        student.load(theta)
         direction = Weights(*(lr * vector for lr, vector in zip(eta, lam)))
         towers, z = student.inputs(batch, with_theta=True, with_z=True)
         parameters = [parameter for tower in towers for parameter in tower]
@@ -376,10 +386,10 @@ class Finite(Derivative):
 
     The error of a difference has a part that grows with e (curvature) and one that shrinks (rounding); they meet where the
     gradient itself moves by a few times the square root of eps. What e that takes depends on the direction by orders of magnitude:
-    a fixed e is far too long along stiff ones. So the length ||e u|| is carried from one inner step, and one outer step, to the
-    next and corrected by how far grad_z moved (the geometric mean over images, texts and S), in tensors that never wait for the
-    device. Once a pass is over its movements are looked at: if one was out of bounds the pass is repeated with the lengths
-    learned; `repeats` counts these. Within the bounds the error of the pixel gradient measured below 1 % (README).
+    a fixed e is far too long along stiff ones. So the length ||e u|| is carried from one outer step to the next and corrected by
+    how far grad_z moved (the geometric mean over images, texts, S and the inner steps), in tensors that never wait for the device.
+    Once a pass is over its movements are looked at: if one was out of bounds the pass is repeated with the length learned;
+    `repeats` counts these. Within the bounds the error of the pixel gradient measured below 1 % (README).
     """
 
     wants_z = True
@@ -389,9 +399,8 @@ class Finite(Derivative):
 
     def __init__(self, student, full, path_device=None):
         super().__init__(student, full)
-        self.repeats = 0
-        self._length = None
-        self._movements, self._passes = [], 0
+        self.length = None  # ||e u||, a scalar tensor
+        self._size, self._movements, self._passes = None, [], 0
         self._path = _Path(path_device)
         self._z = {}
 
@@ -400,38 +409,41 @@ class Finite(Derivative):
         if self.full:
             self._path.store(t, steps, g)
 
-    def __call__(self, t, batch, lam, eta):
+    def __call__(self, t, batch, theta, lam, eta):
         student = self.student
-        if self._length is None:
-            self._length = 1e-5 * _norm(student.theta)
-        size = _norm(lam, eta)
-        step = self._length / size.clamp(min=1e-30)
-        student.move(lam, [step * lr for lr in eta])
+        if self.length is None:
+            self.length = 1e-5 * _norm(theta)
+        if self._size is None or self.full:  # a truncated lambda is the same for all inner steps
+            self._size = _norm(lam, eta)
+        step = self.length / self._size.clamp(min=1e-30)
+        student.load(theta, lam, [step * lr for lr in eta])
         moved, moved_z = student.gradients(batch, with_theta=self.full, with_z=True)
         d_z = [new - old for new, old in zip(moved_z, self._z[t])]
-        self._fit([difference.norm() / old.norm() for difference, old in zip(d_z, self._z[t])], size)
+        self._movements.append(self._relative_movement(d_z, self._z[t]))
         d_z = [difference / step for difference in d_z]
         if not self.full:
             return None, None, d_z
-        g = self._path.read(t, size.device)
-        # theta has served and is loaded anew for the next step: its memory takes the difference.
+        g = self._path.read(t, step.device)
+        # The student has served and is loaded anew for the next step: its memory takes the difference.
         for vector, new, old in zip(student.theta, moved, g):
             flatten(new, out=vector).sub_(old).div_(step)
         return g, student.theta, d_z
 
-    def _fit(self, movements, size):
-        eps = torch.finfo(size.dtype).eps
-        movement = torch.stack(movements).nan_to_num().clamp(min=eps).log().mean().exp()
-        relative = torch.where(size > 0, movement / (self.AIM * eps**0.5), 1.0)
-        self._movements.append(relative)
-        self._length = self._length / relative.clamp(1e-3, 1e3)
+    def _relative_movement(self, differences, base):
+        """How far grad_z moved, in units of what is wanted; 1 where there is no direction to move along."""
+        eps = torch.finfo(self._size.dtype).eps
+        movements = torch.stack([difference.norm() / old.norm() for difference, old in zip(differences, base)])
+        movement = movements.nan_to_num().clamp(min=eps).log().mean().exp()
+        return torch.where(self._size > 0, movement / (self.AIM * eps**0.5), 1.0)
 
     def settled(self):
-        relative = torch.stack(self._movements).cpu()
-        self._movements = []
+        relative = torch.stack(self._movements)
+        self._movements, self._size = [], None
         self._passes += 1
+        self.length = self.length / relative.log().mean().exp().clamp(1e-3, 1e3)
+        relative = relative.cpu()
         if not torch.isfinite(relative).all():
-            self._length = None
+            self.length = None
         elif ((relative < 1 / self.BAND) | (relative > self.BAND)).any() and self._passes < self._PASSES:
             self.repeats += 1
             return False
@@ -440,6 +452,11 @@ class Finite(Derivative):
 
 
 DERIVATIVES = {"forward": Forward, "reverse": Reverse, "finite": Finite}
+
+
+def _dot(first, second):
+    """Inner product of two long vectors, in pieces: one float32 accumulator over 30 million terms loses four digits."""
+    return torch.stack([a @ b for a, b in zip(first.split(1 << 18), second.split(1 << 18))]).sum()
 
 
 def _norm(weights, scales=(1, 1)):

@@ -4,7 +4,10 @@
 after each epoch), a snapshot the tower's parameters in order. `meta.yaml` beside them says what they are weights of.
 """
 
+import ctypes
+import mmap
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,7 +183,23 @@ class ExpertTrajectories:
         """Start and target of a given expert and epoch; an earlier pair given as `out` is overwritten, which spares its memory."""
         towers = self._experts[expert][:2]
         epochs = (start, start + expert_epochs)
+        for tower in towers:
+            for epoch in epochs:
+                _read_ahead(tower[epoch])
         return tuple(
             Weights(*(flatten(tower[epoch], out=vector) for tower, vector in zip(towers, kept)))
             for epoch, kept in zip(epochs, out or [(None, None)] * 2)
         )
+
+
+def _read_ahead(snapshot):
+    """Tell Linux that of a memory-mapped file exactly this snapshot is about to be read, not what follows it."""
+    if not sys.platform.startswith("linux"):
+        return
+    begin = min(value.data_ptr() for value in snapshot) // mmap.PAGESIZE * mmap.PAGESIZE
+    end = max(value.data_ptr() + value.nbytes for value in snapshot)
+    madvise = ctypes.CDLL(None).madvise  # advice only: an error changes nothing
+    madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_RANDOM)
+    piece = 1 << 20  # the kernel reads no more than its window at one call
+    for address in range(begin, end, piece):
+        madvise(ctypes.c_void_p(address), ctypes.c_size_t(min(piece, end - address)), mmap.MADV_WILLNEED)

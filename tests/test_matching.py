@@ -8,10 +8,13 @@ from torch import nn
 from distill_utils import oracles
 from distill_utils.errors import UserError
 from distill_utils.losses import LOSSES
-from distill_utils.matching import Matcher, matching_step
+from distill_utils.matching import Matcher, gradient_agreement, matching_step
+from distill_utils.precision import set_precision
 from distill_utils.similarity import build_similarity
 from distill_utils.synthetic import SyntheticSet
-from distill_utils.trajectory import Weights, flatten, tower_parameters
+from distill_utils.training import sgd, train_epoch
+from distill_utils.trajectory import Weights, flatten, snapshot, tower_parameters
+from networks import build_model
 
 PAIRS, BATCH, TEXT_DIM, TAU = 7, 4, 6, 0.5
 
@@ -123,3 +126,126 @@ def test_running_statistics_are_refused():
     model.image_encoder.norm = nn.BatchNorm2d(4)
     with pytest.raises(UserError, match="BatchNorm2d"):
         matching_step(model, synthetic, *rest, LOSSES["WBCE"])
+
+
+def test_equals_the_references_two_passes():
+    problem_ = problem()
+    model, synthetic, start, target, minibatches = problem_
+    for merge in (False, True):
+        oracles.reference(*problem_, LOSSES["WBCE"], merge_towers=merge, temperature=TAU, seed=5)
+        expected = gradients(synthetic)
+        matching_step(*problem_, LOSSES["WBCE"], gradient="truncated", second_order="reverse", merge_towers=merge, temperature=TAU, seed=5)
+        assert_same(synthetic, expected, 1e-9)
+
+
+@pytest.mark.parametrize("gradient", ["full", "truncated"])
+@pytest.mark.parametrize("second_order", ["forward", "reverse", "finite"])
+def test_a_matcher_carries_nothing_wrong_over_to_the_next_step(gradient, second_order):
+    """Longer and shorter inner loops and other starts, by one Matcher, with the path on a named device."""
+    tolerance = 1e-5 if second_order == "finite" else 1e-9
+    model, *_ = problem()
+    matcher = Matcher(model, LOSSES["WBCE"], gradient=gradient, second_order=second_order, temperature=TAU, path_device="cpu")
+    for n, steps in enumerate((3, 5, 1)):
+        _, synthetic, start, target, minibatches = problem(steps=steps, seed=n)
+        start = Weights(*(vector * (1 + n) for vector in start))
+        oracles.unroll(model, synthetic, start, target, minibatches, LOSSES["WBCE"], gradient=gradient, temperature=TAU, seed=n)
+        expected = gradients(synthetic)
+        matcher(synthetic, start, target, minibatches, seed=n)
+        assert_same(synthetic, expected, tolerance)
+
+
+def test_losses_without_a_slope_in_z_do_not_break_finite_differences():
+    model, synthetic, start, target, minibatches = problem()
+    matcher = Matcher(model, lambda logits, similarity: (logits * 0 + similarity * 0).sum(), second_order="finite", temperature=TAU)
+    matcher(synthetic, start, target, minibatches, seed=5)
+    assert synthetic.images.grad.abs().max() == 0
+
+
+def nfnet_problem(dtype, steps=4, size=32, pairs=6, width=8, **options):
+    """A real architecture in float32 or float64, matched along a direction of real training: the stiffest kind."""
+    torch.manual_seed(0)
+    model = build_model("test_nfnet", width, pretrained=False, checkpoint_dir="none", **options).train()
+    synthetic = SyntheticSet(torch.randn(pairs, 3, size, size), torch.randn(pairs, width), build_similarity("lowrank", pairs, rank=2), 0.1, 0.1)
+    with torch.no_grad():
+        for parameter in synthetic.similarity.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    start = snapshot(model)
+    optimizer = sgd(model, 0.1, 0.1)
+    train_epoch(model, [(torch.randn(16, 3, size, size), torch.randn(16, width), torch.eye(16)) for _ in range(4)], optimizer, LOSSES["InfoNCE"], TAU)
+    start, target = (Weights(*(flatten(tower).to(dtype) for tower in shot)) for shot in (start, snapshot(model)))
+    minibatches = [torch.randperm(pairs)[:5] for _ in range(steps)]
+    return model.to(dtype), synthetic.to(dtype), start, target, minibatches
+
+
+def float32_errors(gradient, second_order, options, **matcher_options):
+    """Relative errors of float32 gradients to float64's exact ones, per parameter, and the Matcher."""
+    exact_problem = nfnet_problem(torch.float64)
+    matching_step(*exact_problem, LOSSES["InfoNCE"], gradient=gradient, second_order="forward", temperature=TAU, seed=5)
+    exact = gradients(exact_problem[1])
+    model, synthetic, *rest = nfnet_problem(torch.float32, **options)
+    matcher = Matcher(model, LOSSES["InfoNCE"], gradient=gradient, second_order=second_order, temperature=TAU, **matcher_options)
+    matcher(synthetic, *rest, seed=5)
+    return {name: gradient_agreement(parameter.grad, exact[name])["error"] for name, parameter in synthetic.named_parameters()}, matcher
+
+
+@pytest.mark.parametrize("gradient", ["full", "truncated"])
+@pytest.mark.parametrize(
+    "second_order, options, matcher_options, bound",
+    [
+        ("forward", {}, {}, 1e-4),
+        ("reverse", {}, {}, 1e-4),
+        ("finite", {}, {}, 1e-2),
+        ("finite", {"grad_checkpointing": True}, {}, 1e-2),
+        ("finite", {}, {"compile": True}, 1e-2),
+        ("forward", {}, {"precision": "bf16"}, 0.2),
+        ("reverse", {}, {"precision": "bf16"}, 0.2),
+    ],
+    ids=["forward", "reverse", "finite", "checkpointing", "compile", "bf16-forward", "bf16-reverse"],
+)
+def test_float32_error_is_bounded(gradient, second_order, options, matcher_options, bound):
+    if matcher_options.get("compile") and gradient == "full":
+        pytest.skip("one compilation is enough")
+    errors, _ = float32_errors(gradient, second_order, options, **matcher_options)
+    print(gradient, second_order, errors)
+    assert 0 < errors["images"] < bound and 0 < errors["texts"] < bound
+
+
+def test_finite_repeats_a_pass_whose_steps_were_far_off():
+    model, synthetic, start, target, minibatches = nfnet_problem(torch.float32)
+    matcher = Matcher(model, LOSSES["InfoNCE"], temperature=TAU)
+    matcher(synthetic, start, target, minibatches, seed=5)
+    fitted = {name: value.clone() for name, value in gradients(synthetic).items()}
+    repeats = matcher.repeats
+    matcher(synthetic, start, target, minibatches, seed=5)
+    assert matcher.repeats == repeats, "fitted lengths serve the next outer step"
+    matcher._derivative.length = matcher._derivative.length * 1e4
+    matcher(synthetic, start, target, minibatches, seed=5)
+    assert matcher.repeats > repeats
+    assert gradient_agreement(synthetic.images.grad, fitted["images"])["error"] < 2e-2
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"compile": True, "second_order": "forward"}, "--compile compiles first-order gradients only"),
+        ({"precision": "bf16", "second_order": "finite"}, "rounds away the small steps"),
+        ({"gradient": "half"}, "must be full or truncated"),
+        ({"second_order": "third"}, "one of forward, reverse, finite"),
+    ],
+)
+def test_what_does_not_combine_is_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        Matcher(tiny_model(), LOSSES["WBCE"], **options)
+
+
+def test_checkpointing_is_for_finite_alone():
+    model = build_model("test_nfnet", 8, pretrained=False, checkpoint_dir="none", grad_checkpointing=True)
+    with pytest.raises(UserError, match="--grad_checkpointing recomputes first-order graphs only"):
+        Matcher(model, LOSSES["WBCE"], second_order="reverse")
+
+
+def test_tf32_needs_cuda():
+    with pytest.raises(UserError, match="tf32 needs a CUDA GPU"):
+        set_precision("tf32", torch.device("cpu"))
+    set_precision("fp32", torch.device("cpu"))
+    assert not torch.backends.cudnn.allow_tf32
