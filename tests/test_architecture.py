@@ -18,16 +18,19 @@ FLOORS = {
     "distill_utils.similarity": 1,
     "distill_utils.trajectory": 1,
     "distill_utils.retrieval": 1,
+    "distill_utils.precision": 1,
     "distill_utils.task": 2,
     "distill_utils.flags": 2,
     "distill_utils.synthetic": 2,
     "distill_utils.training": 2,
     "distill_utils.matching": 2,
+    "distill_utils.oracles": 2,
     "distill_utils.evaluate": 3,
     "distill_utils.coreset": 3,
     "distill_utils.report": 3,
     "buffer": 4,
     "distill_lors": 4,
+    "distill_utils.benchmark": 4,
 }
 OUTSIDE = {"wandb": {"distill_utils.run"}, "timm": {"networks"}, "transformers": {"networks"}}
 

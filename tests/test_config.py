@@ -17,13 +17,14 @@ PROGRAMS = {
     "distill_lors.py": config.distill_parser,
     "distill_utils.evaluate": config.evaluate_parser,
     "distill_utils.coreset": config.coreset_parser,
+    "distill_utils.benchmark": config.benchmark_parser,
 }
 REFERENCE_FLAGS = """
     dataset image_root ann_root image_encoder text_encoder image_size buffer_path num_experts train_epochs lr_teacher_img lr_teacher_txt
     batch_train syn_steps expert_epochs max_start_epoch lr_img lr_txt lr_lr lr_sim sim_type sim_rank alpha num_queries mini_batch_size
     loss_type merge_loss_branches temperature pix_init txt_init no_aug Iteration eval_it num_eval epoch_eval_train clamp_lr image_pretrained
     text_pretrained image_trainable momentum_syn momentum_lr momentum_sim resume_from name eval_freq ckpt_path seed device gradient
-    second_order wandb config
+    second_order precision wandb config
 """.split()
 
 
