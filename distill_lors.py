@@ -2,24 +2,28 @@
 
 import sys
 import time
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from distill_utils import config
 from distill_utils.coreset import real_set
-from distill_utils.errors import UserError
+from distill_utils.errors import Diverged, UserError
 from distill_utils.evaluate import METRICS, evaluate_synthetic_set, require_fits
-from distill_utils.files import write_json
+from distill_utils.files import load_tensors, write_json
 from distill_utils.flags import experts_folder, made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.matching import Matcher, gradient_agreement, require_combination, require_no_running_statistics
 from distill_utils.report import nearest_captions
-from distill_utils.run import Run, derive_seed, generator, run_program
+from distill_utils.run import Run, derive_seed, generator, run_program, undisturbed
 from distill_utils.similarity import build_similarity
 from distill_utils.synthetic import SyntheticSet
 from distill_utils.trajectory import ExpertTrajectories, require_same_experts
+
+_MAX_RESTORES = 3  # returns to a good set, with ever smaller steps, before a run gives up
 
 
 def initial_set(task, n, similarity, *, pix_init, txt_init, lrs, meta, generator):
@@ -50,12 +54,6 @@ def draw_minibatches(n, size, steps, generator, device):
     return [torch.randperm(n, generator=generator)[:size].to(device) for _ in range(steps)]
 
 
-def gradient_by(matcher, synthetic, *step):
-    """{parameter: gradient} of one outer step by `matcher`."""
-    matcher(synthetic, *step)
-    return {name: parameter.grad for name, parameter in synthetic.named_parameters()}
-
-
 def compare_gradients(synthetic, exact):
     """{"Gradient/cosine_<parameter>", "Gradient/error_<parameter>"}: how `.grad` agrees with the exact one; error relative to its norm."""
     values = {}
@@ -65,66 +63,135 @@ def compare_gradients(synthetic, exact):
     return values
 
 
-def require_finite(synthetic, step, source):
-    bad = [name for name, parameter in synthetic.named_parameters() if not torch.isfinite(parameter.grad).all()]
-    if bad:
-        raise UserError(
-            f"Outer step {step}: the gradient of {', '.join(bad)} is not finite ({source}; learned learning rates "
-            f"{synthetic.lr_img.item():.3g}, {synthetic.lr_txt.item():.3g}). Lower --lr_img, --lr_txt, --lr_sim or --lr_lr; "
-            "the sets saved so far are whole."
-        )
+class Distillation:
+    """The outer loop, one `advance` after another, and all that it changes; between two calls, and inside one, it can be saved.
 
-
-def distill(
-    synthetic,
-    matcher,
-    experts,
-    optimizer,
-    *,
-    steps,
-    syn_steps,
-    mini_batch_size,
-    expert_epochs,
-    max_start_epoch,
-    clamp_lr,
-    generator,
-    first_step=0,
-    checker=None,
-    check_every=0,
-):
-    """The outer loop: yields (step, {name: number}) after every outer step, and (first_step, {}) before the first.
-
-    Every `check_every` steps the gradient is also taken by `checker`, an exact Matcher, and how the two agree is among the numbers.
+    Outer step k draws from a generator of its own, made from the seed and k: no state of random numbers has to be kept.
+    step: outer steps done, from first_step on. unlogged: {name: number} of that step while no one has logged it, else None.
     """
-    yield first_step, {}
-    device, pair = synthetic.images.device, None
-    for step in range(first_step + 1, steps + 1):
+
+    def __init__(
+        self,
+        synthetic,
+        matcher,
+        experts,
+        optimizer,
+        *,
+        syn_steps,
+        mini_batch_size,
+        expert_epochs,
+        max_start_epoch,
+        clamp_lr,
+        max_lr=float("inf"),
+        max_bad_steps=5,
+        last_good=None,
+        seed=0,
+        checker=None,
+        check_every=0,
+    ):
+        """last_good() -> SyntheticSet to go back to after `max_bad_steps` steps in a row without a finite gradient.
+
+        checker: an exact Matcher; every `check_every` steps how its gradient agrees with the one used is among the numbers.
+        """
+        self.synthetic, self.matcher, self.experts, self.optimizer = synthetic, matcher, experts, optimizer
+        self.syn_steps, self.mini_batch_size = syn_steps, mini_batch_size
+        self.expert_epochs, self.max_start_epoch = expert_epochs, max_start_epoch
+        self.clamp_lr, self.max_lr = clamp_lr, max_lr
+        self.max_bad_steps, self.last_good = max_bad_steps, last_good
+        self.seed, self.checker, self.check_every = seed, checker, check_every
+        self.step = self.first_step = synthetic.meta.get("step", 0)
+        self.unlogged = {}
+        self.bad_steps, self.restores = 0, 0
+        self._pair = None
+
+    def state(self):
+        """Everything that the next step depends on, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "first_step": self.first_step,
+            "unlogged": self.unlogged,
+            "set": self.synthetic.saved(),
+            "momentum": [self.optimizer.state[parameter].get("momentum_buffer") for parameter in self._parameters()],
+            "length": self.matcher.length,
+            "bad_steps": self.bad_steps,
+            "restores": self.restores,
+        }
+
+    def load_state(self, state, source):
+        """Go on from a `state`, whose synthetic set is already this one; UserError, naming `source`, if it does not fit."""
+        momentum, length = state.get("momentum"), state.get("length")
+        parameters = self._parameters()
+        fits = isinstance(momentum, list) and len(momentum) == len(parameters)
+        for value, parameter in zip(momentum if fits else (), parameters):
+            fits &= value is None or isinstance(value, torch.Tensor) and value.shape == parameter.shape
+        fits &= all(isinstance(state.get(key), int) for key in ("step", "first_step", "bad_steps", "restores"))
+        fits &= isinstance(state.get("unlogged"), (dict, type(None))) and (length is None or isinstance(length, torch.Tensor) and length.dim() == 0)
+        if not fits:
+            raise UserError(f"{source} is not the state of a run like this one: its set, its optimiser and these flags do not belong together.")
+        self.step, self.first_step, self.unlogged = state["step"], state["first_step"], state["unlogged"]
+        self.bad_steps, self.restores = state["bad_steps"], state["restores"]
+        for value, parameter in zip(momentum, parameters):
+            if value is not None:
+                self.optimizer.state[parameter]["momentum_buffer"] = value.to(parameter)
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 0.5**self.restores
+        self.matcher.length = length
+
+    def _parameters(self):
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def advance(self):
+        """One outer step; its numbers are in `unlogged` when it is done."""
         began = time.perf_counter()
-        expert, epoch = experts.draw(max_start_epoch, generator)
-        start, target = pair = experts.pair(expert, epoch, expert_epochs, out=pair)
-        minibatches = draw_minibatches(len(synthetic), mini_batch_size, syn_steps, generator, device)
-        seed = int(torch.randint(1 << 62, (), generator=generator))
-        checking = check_every and step % check_every == 0
-        exact = gradient_by(checker, synthetic, start, target, minibatches, seed) if checking else None
-        loss = matcher(synthetic, start, target, minibatches, seed)
-        agreement = compare_gradients(synthetic, exact) if checking else {}
-        require_finite(synthetic, step, f"expert {expert}, start epoch {epoch}")
-        optimizer.step()
+        step, synthetic = self.step + 1, self.synthetic
+        numbers = generator(self.seed, "step", step)
+        expert, epoch = self.experts.draw(self.max_start_epoch, numbers)
+        start, target = self._pair = self.experts.pair(expert, epoch, self.expert_epochs, out=self._pair)
+        minibatches = draw_minibatches(len(synthetic), self.mini_batch_size, self.syn_steps, numbers, synthetic.images.device)
+        inner_loop = synthetic, start, target, minibatches, int(torch.randint(1 << 62, (), generator=numbers))
+        exact = None
+        if self.check_every and step % self.check_every == 0:
+            self.checker(*inner_loop)
+            exact = {name: parameter.grad for name, parameter in synthetic.named_parameters()}
+        loss = self.matcher(*inner_loop)
+        bad = [name for name, parameter in synthetic.named_parameters() if not torch.isfinite(parameter.grad).all()]
+        values = {} if bad or not exact else compare_gradients(synthetic, exact)
+        with undisturbed():
+            if bad:
+                values |= self._skip(f"outer step {step}, expert {expert}, start epoch {epoch}: the gradient of {', '.join(bad)} is not finite")
+                values |= {"Guard/expert": expert, "Guard/epoch": epoch}
+            else:
+                self.bad_steps = 0
+                self.optimizer.step()
+                with torch.no_grad():
+                    for lr in (synthetic.lr_img, synthetic.lr_txt):
+                        lr.clamp_(self.clamp_lr, self.max_lr)
+                values |= {"Loss/grand": float(loss.grand), "Loss/img_grand": float(loss.img), "Loss/txt_grand": float(loss.txt)}
+            values |= {"Synthetic_LR/Image": synthetic.lr_img.item(), "Synthetic_LR/Text": synthetic.lr_txt.item()}
+            self.step, self.unlogged = step, values | {"seconds": round(time.perf_counter() - began, 4)}
+
+    def _skip(self, reason):
+        """Leave the set as it is; after too many times, go back to the last good one with half the step sizes."""
+        self.bad_steps += 1
+        values = {"Guard/bad_steps": self.bad_steps}
+        if self.bad_steps < self.max_bad_steps:
+            tqdm.write(f"{reason}; the step is skipped")
+            return values
+        if self.restores == _MAX_RESTORES or self.last_good is None:
+            raise UserError(
+                f"{reason}, {self.bad_steps} times in a row and after {self.restores} restarts from a good set: "
+                "lower --lr_img, --lr_txt, --lr_sim or --lr_lr. All that was saved is whole."
+            )
+        good = self.last_good()
         with torch.no_grad():
-            for lr in (synthetic.lr_img, synthetic.lr_txt):
-                lr.clamp_(min=clamp_lr)
-        yield (
-            step,
-            {
-                "Loss/grand": float(loss.grand),
-                "Loss/img_grand": float(loss.img),
-                "Loss/txt_grand": float(loss.txt),
-                "Synthetic_LR/Image": synthetic.lr_img.item(),
-                "Synthetic_LR/Text": synthetic.lr_txt.item(),
-                "seconds": round(time.perf_counter() - began, 4),
-            }
-            | agreement,
-        )
+            for parameter, value in zip(self.synthetic.parameters(), good.parameters()):
+                parameter.copy_(value)
+        self.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            group["lr"] /= 2
+        self.bad_steps, self.restores = 0, self.restores + 1
+        tqdm.write(f"{reason}; the set of step {good.meta['step']} is restored and all step sizes are halved")
+        return values | {"Guard/restored_step": good.meta["step"], "Guard/step_sizes": 0.5**self.restores}
 
 
 def evaluation_log(result):
@@ -135,17 +202,33 @@ def evaluation_log(result):
 
 
 def save_and_evaluate(run, synthetic, step, evaluations, evaluate):
-    """Write distilled_{step}.pt and its evaluation; updates `evaluations` {step: result} and returns (log values, step best on val)."""
+    """Write distilled_{step}.pt and its evaluation; updates `evaluations` {step: result} and returns the values to log.
+
+    A set whose students diverge has no result, and is never selected.
+    """
     synthetic.meta["step"] = step
-    synthetic.save(run.directory / f"distilled_{step}.pt")
-    result = evaluations[step] = evaluate(synthetic)
-    selected = max(evaluations, key=lambda s: evaluations[s]["val_r_mean"]["mean"])
-    run.update_results({"selected_step": selected, "evaluations": [{"step": s} | r for s, r in evaluations.items()]})
-    tqdm.write(
-        f"step {step}: r_mean {result['val_r_mean']['mean']:.1f} on val, {result['r_mean']['mean']:.1f} ± {result['r_mean']['std']:.1f} on test; "
-        f"learned lrs {synthetic.lr_img.item():.3f}, {synthetic.lr_txt.item():.3f}"
-    )
-    return evaluation_log(result), selected
+    if run.world.first:
+        synthetic.save(run.directory / f"distilled_{step}.pt")
+    try:
+        result = evaluate(synthetic)
+    except Diverged as error:
+        if not evaluations:
+            raise
+        tqdm.write(f"step {step}: the students diverged, so that this set has no result ({error})")
+        return {"Guard/students_diverged": 1}
+    evaluations[step] = result
+    run.update_results({"selected_step": selected_step(evaluations), "evaluations": [{"step": s} | r for s, r in sorted(evaluations.items())]})
+    if run.world.first:
+        tqdm.write(
+            f"step {step}: r_mean {result['val_r_mean']['mean']:.1f} on val, {result['r_mean']['mean']:.1f} ± {result['r_mean']['std']:.1f} on test; "
+            f"learned lrs {synthetic.lr_img.item():.3f}, {synthetic.lr_txt.item():.3f}"
+        )
+    return evaluation_log(result)
+
+
+def selected_step(evaluations):
+    """The earliest of the outer steps that are best on val."""
+    return max(sorted(evaluations), key=lambda step: evaluations[step]["val_r_mean"]["mean"])
 
 
 def open_experts(args, folder, wanted, model):
@@ -157,12 +240,22 @@ def open_experts(args, folder, wanted, model):
     return experts
 
 
+def other_start(path):
+    """(state or None, SyntheticSet) that --resume_from names: a run's folder, its state.pt, or a distilled_*.pt.
+
+    The state begins a new run here: it is evaluated first, and step sizes are those of the flags.
+    """
+    path = Path(path)
+    path = path / "state.pt" if path.is_dir() else path
+    saved = load_tensors(path)
+    if not isinstance(saved, dict) or "momentum" not in saved:
+        return None, SyntheticSet.from_saved(saved, path)
+    begun_here = {"first_step": saved.get("step"), "unlogged": {}, "restores": 0, "evaluations": {}}
+    return saved | begun_here, SyntheticSet.from_saved(saved.get("set"), path)
+
+
 def first_set(args, task, meta, generator):
-    """The synthetic set that the run starts from."""
-    if args.resume_from:
-        synthetic = SyntheticSet.load(args.resume_from)
-        require_fits(synthetic, task, args.resume_from)
-        return synthetic
+    """The synthetic set that a run begins with."""
     similarity = build_similarity(args.sim_type, args.num_queries, rank=args.sim_rank, alpha=args.alpha, generator=generator)
     return initial_set(
         task,
@@ -176,21 +269,70 @@ def first_set(args, task, meta, generator):
     )
 
 
-def main(argv=None):
-    args = config.parse(config.distill_parser(__doc__), argv)
+def require_flags_that_combine(args):
     if args.mini_batch_size > args.num_queries:
         raise UserError(f"--mini_batch_size {args.mini_batch_size} is more than the --num_queries {args.num_queries} pairs there are.")
     require_combination(args.second_order, precision=args.precision, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
     if args.check_gradient and args.grad_checkpointing:
         raise UserError("--check_gradient takes the exact gradient by --second_order forward, which does not go with --grad_checkpointing.")
-    run = Run(args, "distill", default_name=f"lors_{args.num_queries}")
+    if args.max_lr < args.clamp_lr:
+        raise UserError(f"--max_lr {args.max_lr} is below --clamp_lr {args.clamp_lr}.")
+
+
+def outer_loop(args, run, outer, evaluations, evaluate):
+    """Advance, evaluate, log and save until the last outer step; whatever ends it, what was computed is saved."""
+
+    def save():
+        run.save_state(outer.state() | {"evaluations": evaluations})
+
+    bar = tqdm(total=args.Iteration, initial=outer.step, desc="outer steps", disable=not run.world.first)
+    try:
+        while True:
+            if outer.unlogged is not None:
+                step, values = outer.step, outer.unlogged
+                evaluating = step % args.eval_it == 0 or step in (outer.first_step, args.Iteration)
+                if evaluating:
+                    values = values | save_and_evaluate(run, outer.synthetic, step, evaluations, evaluate)
+                if evaluations:
+                    best = evaluations[selected_step(evaluations)]["r_mean"]["mean"]
+                    bar.set_postfix(loss=f"{values.get('Loss/grand', float('nan')):.3f}", r_mean=f"{best:.1f}")
+                with undisturbed():
+                    run.log(step, values)
+                    outer.unlogged = None
+                    if evaluating or step % args.save_it == 0:
+                        save()
+            if outer.step >= args.Iteration:
+                break
+            outer.advance()
+            bar.update()
+    except BaseException:
+        with undisturbed(), suppress(UserError):  # such as a full disk, which may be the very reason
+            save()
+        raise
+    finally:
+        bar.close()
+
+
+def main(argv=None):
+    args = config.parse(config.distill_parser(__doc__), argv)
+    require_flags_that_combine(args)
+    run = Run(args, "distill", default_name=f"lors_{args.num_queries}", resume=args.resume == "auto", divided=True)
+    state = run.state
+    if state and state["step"] >= args.Iteration and state.get("unlogged") is None:
+        print(f"{run.directory} already has its {state['step']} outer steps: --Iteration for more, --fresh to begin anew.")
+        return run.directory
     task = open_task(args, run.device)
     make_model, wanted = model_maker(args, task), made_with(args, task)
-    random_numbers = generator(args.seed, "distill")
-    synthetic = first_set(args, task, wanted, random_numbers).to(run.device)
+    if state:
+        synthetic = SyntheticSet.from_saved(state.get("set"), run.directory / "state.pt")
+    elif args.resume_from:
+        state, synthetic = other_start(args.resume_from)
+        require_fits(synthetic, task, args.resume_from)
+    else:
+        synthetic = first_set(args, task, wanted, generator(args.seed, "distill"))
+    synthetic = synthetic.to(run.device)
     model = make_model().to(run.device).train()
-    folder = experts_folder(args)
-    experts = open_experts(args, folder, wanted, model)
+    experts = open_experts(args, experts_folder(args), wanted, model)
     optimizer = outer_optimizer(
         synthetic,
         lr_img=args.lr_img,
@@ -209,9 +351,8 @@ def main(argv=None):
         merge_towers=args.merge_loss_branches,
         temperature=args.temperature,
         path_device=args.path_device,
+        world=run.world,
     )
-    matcher = make_matcher(second_order=args.second_order, precision=args.precision, compile=args.compile)
-    checker = make_matcher(second_order="forward") if args.check_gradient else None
     evaluate = partial(
         evaluate_synthetic_set,
         task=task,
@@ -224,39 +365,37 @@ def main(argv=None):
         seed=derive_seed(args.seed, "during"),
         device=run.device,
         precision=args.precision,
+        world=run.world,
     )
-
-    first_step = synthetic.meta.get("step", 0)
-    outer_steps = distill(
+    evaluations = state.get("evaluations", {}) if state else {}
+    outer = Distillation(
         synthetic,
-        matcher,
+        make_matcher(second_order=args.second_order, precision=args.precision, compile=args.compile),
         experts,
         optimizer,
-        steps=args.Iteration,
         syn_steps=args.syn_steps,
         mini_batch_size=args.mini_batch_size,
         expert_epochs=args.expert_epochs,
         max_start_epoch=args.max_start_epoch,
         clamp_lr=args.clamp_lr,
-        generator=random_numbers,
-        first_step=first_step,
-        checker=checker,
+        max_lr=args.max_lr,
+        max_bad_steps=args.max_bad_steps,
+        last_good=lambda: SyntheticSet.load(run.directory / f"distilled_{max(evaluations)}.pt"),
+        seed=args.seed,
+        checker=make_matcher(second_order="forward") if args.check_gradient else None,
         check_every=args.check_gradient,
     )
-    evaluations = {}
-    bar = tqdm(outer_steps, total=args.Iteration - first_step + 1, desc="outer steps")
-    for step, values in bar:
-        if "Loss/grand" in values:
-            bar.set_postfix(loss=f"{values['Loss/grand']:.3f}", r_mean=f"{evaluations[max(evaluations)]['r_mean']['mean']:.1f}")
-        if step % args.eval_it == 0 or step in (first_step, args.Iteration):
-            measured, selected = save_and_evaluate(run, synthetic, step, evaluations, evaluate)
-            values = values | measured
-        run.log(step, values)
+    if state:
+        outer.load_state(state, args.resume_from or run.directory / "state.pt")
+    outer_loop(args, run, outer, evaluations, evaluate)
 
-    best = SyntheticSet.load(run.directory / f"distilled_{selected}.pt")
-    write_json(run.directory / "nearest.json", {"captions": nearest_captions(best.texts.detach(), task.train_texts, task.train.captions)})
+    selected = selected_step(evaluations)
+    if run.world.first:
+        best = SyntheticSet.load(run.directory / f"distilled_{selected}.pt")
+        captions = nearest_captions(best.texts.detach(), task.train_texts, task.train.captions)
+        write_json(run.directory / "nearest.json", {"captions": captions})
+        print(f"{len(synthetic)} pairs in {run.directory}; best on val: distilled_{selected}.pt")
     run.finish()
-    print(f"{len(synthetic)} pairs in {run.directory}; best on val: distilled_{selected}.pt")
     return run.directory
 
 

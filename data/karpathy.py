@@ -17,16 +17,19 @@ DATASETS = {
     "flickr8k": ("flickr8k", "Flickr8k", "Flickr8k_ann"),
     "toy": ("toy", "Toy", "Toy"),
 }
+_LARGEST = 1 << 30  # bytes of an annotation file; COCO's is a tenth of it
 
 
 def read_annotations(path, keys):
     """A JSON list of objects that hold `keys`; UserError names the file and the first bad entry."""
     path = Path(path)
     try:
+        if path.stat().st_size > _LARGEST:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes: no annotation file is larger than {_LARGEST:,}.")
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the folder of the annotation files with --ann_root.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}.") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} must hold a non-empty JSON list of annotations, one object per entry.")
@@ -47,6 +50,8 @@ def load_image(path):
     """An RGB PIL image, wholly decoded; UserError if it is missing, broken or absurdly large."""
     try:
         with Image.open(path) as image:
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice this
+                raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS:,} allowed")
             return image.convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the folder of the images with --image_root.") from None

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from data import build_datasets
 from data.transforms import normalise
-from distill_lors import distill, draw_minibatches, outer_optimizer
+from distill_lors import Distillation, draw_minibatches, outer_optimizer
 from distill_utils import config, oracles
 from distill_utils.coreset import real_set
 from distill_utils.errors import UserError
@@ -236,7 +236,11 @@ def matching_cell(args, folder, scheme, gradient, second_order):
     torch.save(found, folder / f"{scheme}_{gradient}_{second_order}.pt")
     path_mb = args.syn_steps * sum(map(len, problem.start)) * 4 / 2**20
     path_mb *= 2 if (scheme, gradient, second_order) == ("ours", "full", "finite") else 1
-    return {"scheme": scheme, "gradient": gradient, "second_order": second_order} | spread(seconds) | {"peak_mb": peak_mb(problem.device), "path_mb": path_mb}
+    return (
+        {"scheme": scheme, "gradient": gradient, "second_order": second_order}
+        | spread(seconds)
+        | {"peak_mb": peak_mb(problem.device), "path_mb": path_mb}
+    )
 
 
 def exact_cell(args, folder, gradient):
@@ -258,12 +262,7 @@ def _agreement(folder, cell):
     if not exact.exists():
         return {}
     steps = list(
-        zip(
-            *(
-                torch.load(file, weights_only=True)[1:]
-                for file in (folder / f"{cell['scheme']}_{cell['gradient']}_{cell['second_order']}.pt", exact)
-            )
-        )
+        zip(*(torch.load(file, weights_only=True)[1:] for file in (folder / f"{cell['scheme']}_{cell['gradient']}_{cell['second_order']}.pt", exact)))
     )
     result = {}
     for group, names in GROUPS.items():
@@ -337,7 +336,18 @@ def _matching_table(result):
                 *(f"{cell['groups'][group]['relative_error']:.1e}" if group in cell.get("groups", {}) else "" for group in GROUPS),
             ]
         )
-    header = ["outer step", "seconds", "min", "max", "n", "x training", "x faster", "peak MB", "cosine pixels", *(f"error {group}" for group in GROUPS)]
+    header = [
+        "outer step",
+        "seconds",
+        "min",
+        "max",
+        "n",
+        "x training",
+        "x faster",
+        "peak MB",
+        "cosine pixels",
+        *(f"error {group}" for group in GROUPS),
+    ]
     return table(header, rows)
 
 
@@ -365,9 +375,7 @@ def whole_reference_cell(args, folder):
         start, target = (Weights(flatten(image[0][epoch]).to(problem.device), flatten(text[0][epoch]).to(problem.device)) for epoch in (0, 1))
         synchronise(problem.device)
         began = time.perf_counter()
-        loss = oracles.reference(
-            model, problem.synthetic, start, target, problem.minibatches[n], LOSSES[args.loss_type], seed=n, **problem.shared
-        )
+        loss = oracles.reference(model, problem.synthetic, start, target, problem.minibatches[n], LOSSES[args.loss_type], seed=n, **problem.shared)
         synchronise(problem.device)
         inside.append(time.perf_counter() - began)
         optimizer.step()
@@ -384,29 +392,32 @@ def whole_cell(args, folder):
     matcher = Matcher(problem.model, LOSSES[args.loss_type], **problem.shared, **options)
     inside = []
 
-    def timed_matcher(*step):
+    def timed_matcher(*inner_loop):
         synchronise(problem.device)
         began = time.perf_counter()
-        loss = matcher(*step)
+        loss = matcher(*inner_loop)
         synchronise(problem.device)
         inside.append(time.perf_counter() - began)
         return loss
 
-    steps = distill(
+    outer = Distillation(
         problem.synthetic,
         timed_matcher,
         ExpertTrajectories(folder / "buffer"),
         outer_optimizer(problem.synthetic, lr_img=1, lr_txt=1, lr_lr=1e-4, lr_sim=1, momentum_syn=0.5, momentum_lr=0.5, momentum_sim=0.5),
-        steps=1 + args.repeats,
         syn_steps=args.syn_steps,
         mini_batch_size=args.mini_batch_size,
         expert_epochs=1,
         max_start_epoch=1,
         clamp_lr=1e-3,
-        generator=generator(args.seed, "whole"),
+        seed=args.seed,
     )
-    next(steps)  # before the first step
-    seconds = timed(lambda n: _append_log(folder, n, next(steps)[1]["Loss/grand"]), problem.device, args.repeats)
+
+    def step(n):
+        outer.advance()
+        _append_log(folder, n, outer.unlogged["Loss/grand"])
+
+    seconds = timed(step, problem.device, args.repeats)
     return _whole(seconds, inside[1:], problem.device)
 
 

@@ -3,11 +3,10 @@
 import argparse
 from pathlib import Path
 
-import yaml
-
 from data.karpathy import DATASETS
 from data.toy import SIZES, parse_sizes
 from distill_utils.errors import UserError
+from distill_utils.files import read_yaml
 from distill_utils.losses import LOSSES
 from distill_utils.precision import PRECISIONS
 
@@ -31,14 +30,13 @@ DROPPED = {
     "force_save": "every evaluated set is saved",
     "eval_mode": "evaluation has one mode, described in the README",
     "max_end_epoch": "the last start epoch is --max_start_epoch",
-    "resume_it": "the step is read from --resume_from",
+    "resume_it": "a run goes on where it was (--resume)",
     "decay": "experts train with plain SGD",
     "mom": "experts train with plain SGD",
     "l2": "experts train with plain SGD",
     "project": "set the WANDB_PROJECT environment variable",
     "disabled_wandb": "use --wandb disabled",
     "draw": "use python -m distill_utils.report",
-    "save_it": "every evaluated set is saved (--eval_it)",
 }
 
 
@@ -148,6 +146,8 @@ def _expert_flags(parser):
     add("--lr_teacher_txt", type=positive, default=0.1, help="learning rate of an expert's text head")
     add("--loss_type", choices=LOSSES, default="InfoNCE", help="loss of the experts")
     add("--eval_freq", type=count, default=5, help="epochs between an expert's evaluations")
+    add("--buffer_dtype", choices=("float32", "bfloat16"), default="float32", help="of the stored weights: bfloat16 is half the disk")
+    add("--keep_snapshots", type=count, metavar="K", help="store only the first K snapshots, max_start_epoch + expert_epochs (default: all)")
 
 
 def _distill_flags(parser):
@@ -160,7 +160,6 @@ def _distill_flags(parser):
     add("--sim_type", choices=("lowrank", "full", "identity"), default="lowrank", help="similarity matrix S")
     add("--sim_rank", type=count, default=10, help="rank r of S = diag(w) + alpha / r * L R^T")
     add("--alpha", type=positive, default=3.0, help="weight of the low-rank part of S")
-    add("--resume_from", metavar="FILE", help="start from this distilled_*.pt instead of initial pairs")
 
     group = parser.add_argument_group("matching")
     add = group.add_argument
@@ -188,10 +187,12 @@ def _distill_flags(parser):
     add("--momentum_lr", type=non_negative, default=0.5, help="momentum of the learned learning rates")
     add("--momentum_sim", type=non_negative, default=0.5, help="momentum of the similarity")
     add("--clamp_lr", type=positive, default=1e-3, help="the learned learning rates never fall below this")
+    add("--max_lr", type=positive, default=10.0, help="nor rise above this")
+    add("--max_bad_steps", type=count, default=5, help="steps in a row without a finite gradient before the last good set is restored")
 
 
 def _speed_flags(group):
-    group.add_argument("--path_device", metavar="DEVICE", help="where the weights of the inner steps rest: cpu spares a GPU (default: with the model)")
+    group.add_argument("--path_device", metavar="DEVICE", help="where the weights of inner steps rest: cpu spares a GPU (default: with the model)")
     _switch(group, "--compile", False, "compile the image encoder (finite only; minutes at the start)")
 
 
@@ -213,8 +214,16 @@ def buffer_parser(doc):
     return _parser(doc, _expert_flags)
 
 
+def _resume_flags(parser):
+    add = parser.add_argument_group("going on").add_argument
+    add("--save_it", type=count, default=50, help="outer steps between states saved (also at every evaluation, SIGTERM and SIGINT)")
+    add("--resume", choices=("auto", "never"), default="auto", help="auto: the same command goes on where its run was stopped")
+    add("--fresh", dest="resume", action="store_const", const="never", help="begin anew, the same as --resume never")
+    add("--resume_from", metavar="PATH", help="begin with the state of this run's folder or state.pt, or with this distilled_*.pt")
+
+
 def distill_parser(doc):
-    parser = _parser(doc, _distill_flags, _student_flags)
+    parser = _parser(doc, _distill_flags, _student_flags, _resume_flags)
     parser.add_argument("--eval_it", type=count, default=50, help="outer steps between evaluations, each of which saves the set")
     return parser
 
@@ -286,14 +295,9 @@ def parse(parser, argv=None):
 
 def _config_tokens(parser, path, argv):
     """The YAML file's values as command-line tokens, so that argparse checks them like any other."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--config {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read as YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold flags and their values, such as `seed: 1`.")
+    if not Path(path).is_file():
+        raise UserError(f"--config {path} does not exist.")
+    values = read_yaml(path)
     actions = {action.dest: action for action in parser._actions}
     tokens = []
     for key, value in values.items():

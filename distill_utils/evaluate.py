@@ -12,10 +12,11 @@ from tqdm import tqdm
 from data.transforms import normalise
 from distill_utils import config
 from distill_utils.coreset import real_set, select
-from distill_utils.errors import UserError
+from distill_utils.errors import Diverged, UserError
 from distill_utils.files import read_json
 from distill_utils.flags import experts_folder, model_maker, open_task
 from distill_utils.losses import LOSSES
+from distill_utils.parallel import ALONE
 from distill_utils.retrieval import retrieval_recall
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.synthetic import SyntheticSet
@@ -75,18 +76,19 @@ def evaluate_synthetic_set(
     device="cpu",
     precision="fp32",
     progress=True,
+    world=ALONE,
 ):
     """Recall of `num_eval` fresh students trained on the set, each under its own seed; see `summarise_students`.
 
     make_model() -> TwoTower, called once a student under that student's seed. lrs: (image, text) learning rates; the set's own if
-    None. Raises UserError when a student diverges.
+    None. world: the processes that divide the students. Raises Diverged when a student does.
     """
     synthetic = synthetic.to(device)
     lr_img, lr_txt = lrs or (synthetic.lr_img.item(), synthetic.lr_txt.item())
     measured = {max(1, round(epochs * k / _MEASUREMENTS)) for k in range(1, _MEASUREMENTS + 1)}
-    students = []
-    bar = tqdm(total=num_eval * epochs, desc="students", disable=not progress, leave=False)
-    for number in range(num_eval):
+    bar = tqdm(total=num_eval * epochs, desc="students", disable=not (progress and world.first), leave=False)
+
+    def student(number):
         student_seed = derive_seed(seed, "student", number)
         with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
             torch.manual_seed(student_seed)
@@ -109,8 +111,10 @@ def evaluate_synthetic_set(
                 if epoch in measured:
                     recalls = {split: gallery_recall(model, gallery, device) for split, gallery in task.galleries.items()}
                     curve.append({"epoch": epoch, "train_loss": loss} | recalls)
-        students.append(choose_epochs(curve) | {"seed": student_seed, "curve": curve})
-    bar.close()
+        return choose_epochs(curve) | {"seed": student_seed, "curve": curve}
+
+    with bar:
+        students = world.map([partial(student, number) for number in range(num_eval)], device)
     return summarise_students(students) | {"pairs": len(synthetic), "loss": loss_type, "lr_img": lr_img, "lr_txt": lr_txt, "epochs": epochs}
 
 
@@ -157,25 +161,26 @@ def require_fits(synthetic, task, path):
         raise UserError(f"{path} holds images of {synthetic.images.shape[-1]} pixels, but --image_size is {task.image_size}.")
 
 
-def random_baselines(draws, learned_lrs, loss_type, evaluate):
+def random_baselines(draws, learned_lrs, loss_type, evaluate, run_all):
     """The rows `random` (InfoNCE, the literature's baseline) and `random_same_loss`: a student on each of several draws of real pairs.
 
     Each at the better learning rates of .1 and the learned ones, chosen on val as everything is.
-    evaluate(synthetic, number, loss_type, lrs) -> result of one student; rates at which one diverges are passed over in words.
+    evaluate(synthetic, number, loss_type, lrs) -> result of one student; run_all([functions]) -> their results. Rates at which a
+    student diverges are passed over in words.
     """
     best = {}
     for loss in dict.fromkeys(("InfoNCE", loss_type)):
         results = []
         for lrs in ((0.1, 0.1), learned_lrs):
             try:
-                runs = [evaluate(pairs, number, loss, lrs) for number, pairs in enumerate(draws)]
-            except UserError as error:
+                runs = run_all([partial(evaluate, pairs, number, loss, lrs) for number, pairs in enumerate(draws)])
+            except Diverged as error:
                 tqdm.write(f"random pairs, {loss}, learning rates {lrs}: {error}")
                 continue
             students = [student for run in runs for student in run["students"]]
             results.append(runs[0] | summarise_students(students))
         if not results:
-            raise UserError(f"Students on random pairs diverged with {loss} at both learning rates tried, .1 and {learned_lrs}.")
+            raise Diverged(f"Students on random pairs diverged with {loss} at both learning rates tried, .1 and {learned_lrs}.")
         best[loss] = max(results, key=lambda result: result["val_r_mean"]["mean"])
     return {"random": best["InfoNCE"], "random_same_loss": best[loss_type]}
 
@@ -192,7 +197,7 @@ def main(argv=None):
     args = config.parse(config.evaluate_parser(__doc__), argv)
     path = find_checkpoint(args.ckpt_path)
     synthetic = SyntheticSet.load(path)
-    run = Run(args, "evaluate", default_name=path.parent.name, directory=path.parent)
+    run = Run(args, "evaluate", default_name=path.parent.name, directory=path.parent, divided=True)
     task = open_task(args, run.device)
     require_fits(synthetic, task, path)
     loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
@@ -211,20 +216,23 @@ def main(argv=None):
     def evaluate_draw(pairs, number, loss, lrs):
         return evaluate(pairs, num_eval=1, loss_type=loss, lrs=lrs, seed=derive_seed(args.seed, "random", number))
 
+    run_all = partial(run.world.map, device=run.device)
+
     rows = {}
     if args.baselines:
         numbers = generator(args.seed, "coreset")
         draws = [real_set(task, select("random", task, len(synthetic), numbers), {}) for _ in range(args.num_eval)]
-        rows |= random_baselines(draws, (synthetic.lr_img.item(), synthetic.lr_txt.item()), loss_type, evaluate_draw)
+        rows |= random_baselines(draws, (synthetic.lr_img.item(), synthetic.lr_txt.item()), loss_type, evaluate_draw, run_all)
     seed = derive_seed(args.seed, "evaluate")
-    rows["distilled"] = evaluate(synthetic, num_eval=args.num_eval, loss_type=loss_type, seed=seed) | {"file": path.name}
+    rows["distilled"] = evaluate(synthetic, num_eval=args.num_eval, loss_type=loss_type, seed=seed, world=run.world) | {"file": path.name}
     if args.baselines:
         rows["full"] = experts_row(experts_folder(args))
     run.update_results(rows)
     run.log(synthetic.meta.get("step", 0), {f"Evaluate/{row}/{key}": result[key]["mean"] for row, result in rows.items() for key in METRICS})
     run.finish()
-    print(f"{path}: {len(synthetic)} pairs, test recall in %, epoch chosen on val")
-    print(format_table(rows))
+    if run.world.first:
+        print(f"{path}: {len(synthetic)} pairs, test recall in %, epoch chosen on val")
+        print(format_table(rows))
     return rows
 
 

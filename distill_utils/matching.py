@@ -32,6 +32,7 @@ from torch.func import functional_call, grad, jvp
 
 from distill_utils.errors import UserError
 from distill_utils.losses import pair_logits
+from distill_utils.parallel import ALONE
 from distill_utils.precision import autocast
 from distill_utils.trajectory import Weights, flatten, tower_parameters
 
@@ -71,7 +72,9 @@ class Matcher:
     model: a TwoTower, copied; its values do not matter, its train/eval mode and its frozen parameters do.
     loss_fn: f(logits [B, B], similarity [B, B]) -> scalar. merge_towers: one ratio of summed distances instead of the sum of two.
     path_device: where the path of thetas rests (default: with the model). precision: fp32, tf32 or bf16. compile: the image tower
-    by torch.compile. Memory: one inner step and T + 4 weight vectors, T more for gradient="full" with second_order="finite".
+    by torch.compile. world: the processes that divide the second pass among them, to the same result as one of them alone (its
+    inner steps are independent if truncated; if full each needs the next one's lambda, so that the first process does them all).
+    Memory: one inner step and T + 4 weight vectors, T more for gradient="full" with second_order="finite".
     UserError for a model with running statistics, and for options that do not combine.
     """
 
@@ -87,6 +90,7 @@ class Matcher:
         path_device=None,
         precision="fp32",
         compile=False,
+        world=ALONE,
     ):
         if gradient not in GRADIENTS or second_order not in DERIVATIVES:
             raise UserError(f"gradient {gradient!r} must be full or truncated, second_order {second_order!r} one of {', '.join(DERIVATIVES)}.")
@@ -97,6 +101,7 @@ class Matcher:
         self._student = _Student(deepcopy(model), loss_fn, temperature, precision, compile)
         self._derivative = DERIVATIVES[second_order](self._student, self.full, path_device)
         self._path, self._final = _Path(path_device), None
+        self._world = world
 
     def __call__(self, synthetic, start, target, minibatches, seed=None):
         """The MatchingLoss of a student that starts at `start`; fills `.grad` of every parameter of the synthetic set.
@@ -110,20 +115,41 @@ class Matcher:
             batches = [_Batch(*synthetic.minibatch(ids), seed + t) for t, ids in enumerate(minibatches)]
             self._inner_loop(start, batches, eta)
             loss = self._objective(start, target)
-            lrs = None if self.full else self._lr_gradients_at_once(eta)
-            while True:
-                gradient = _GradientOf(synthetic)
-                self._backward(batches, minibatches, eta, gradient)
-                if self._derivative.settled():
-                    break
-            if not self.full:
-                gradient.lrs(lrs)
+            d_eta = None if self.full else self._lr_gradients_at_once(eta)
+            settled = False
+            while not settled:
+                d_z, d_eta_full = self._backward(batches, eta)
+                settled = self._derivative.settled(len(batches), self._from_owner)
+            gradient = _GradientOf(synthetic)
+            for t in reversed(range(len(batches))):
+                gradient.minibatch(minibatches[t], [self._from_owner(d, t) for d in d_z[t]])  # (1)
+            gradient.lrs([self._from_owner(d, 0) for d in d_eta or d_eta_full])
         return loss
 
     @property
     def repeats(self):
         """How many second passes so far had to be repeated to fit the steps of `finite`."""
         return self._derivative.repeats
+
+    @property
+    def length(self):
+        """What `finite` has learned about the length of its steps, a scalar tensor; None for the others and at first."""
+        return self._derivative.length
+
+    @length.setter
+    def length(self, length):
+        self._derivative.length = None if length is None else length.to(self._student.theta.img)
+
+    def _part(self, t):
+        """The number of the part of the work that inner step t belongs to."""
+        return 0 if self.full else t
+
+    def _from_owner(self, tensor, t):
+        """The tensor of the process that has inner step t, on all of them."""
+        if self._world.size > 1:
+            tensor = tensor.contiguous()
+            self._world.broadcast(tensor, self._part(t))
+        return tensor
 
     def _inner_loop(self, start, batches, eta):
         """Leaves the student at theta_T and theta_0 .. theta_{T-1} in the path; no graph outlives its step."""
@@ -158,19 +184,26 @@ class Matcher:
         begin = self._path.read(0, theta.img.device)
         return Weights(*(_dot(lam, end.sub_(first)) / lr for lam, end, first, lr in zip(self._final, theta, begin, eta)))
 
-    def _backward(self, batches, minibatches, eta, gradient):
-        """(1) to (3) from the last inner step to the first."""
-        student, lam = self._student, self._final
+    def _backward(self, batches, eta):
+        """(1) to (3) from the last inner step to the first: {t: dL/dz_t}, up to the sign, and dL/deta (zero unless full).
+
+        Of the inner steps that are another process's, d_z is left undefined.
+        """
+        lam = self._final
         if self.full:
             lam = Weights(*(vector.clone() for vector in lam))  # the pass may have to be repeated
+        d_z, d_eta = {}, [torch.zeros((), device=vector.device, dtype=vector.dtype) for vector in lam]
         for t in reversed(range(len(batches))):
+            if not self._world.owns(self._part(t)):
+                d_z[t] = [torch.empty_like(value) for value in batches[t].z]
+                continue
             theta = self._path.read(t, lam.img.device)
-            g, d_theta, d_z = self._derivative(t, batches[t], theta, lam, eta)
-            gradient.minibatch(minibatches[t], d_z)  # (1)
+            g, d_theta, d_z[t] = self._derivative(t, batches[t], theta, lam, eta)
             if self.full:
-                gradient.lrs(Weights(*(-_dot(vector, slope) for vector, slope in zip(lam, g))))  # (2)
-                for vector, d in zip(lam, d_theta):  # (3)
-                    vector.sub_(d)
+                for tower, (vector, slope, d) in enumerate(zip(lam, g, d_theta)):
+                    d_eta[tower] -= _dot(vector, slope)  # (2)
+                    vector.sub_(d)  # (3)
+        return d_z, d_eta
 
 
 def require_no_running_statistics(model):
@@ -300,11 +333,12 @@ class _Path:
         like = pieces.img[0]
         if self._towers is None or len(self._towers.img) < steps:
             device = torch.device(self.device or like.device)
-            pin = device.type == "cpu" and like.is_cuda
+            options = {"dtype": like.dtype, "device": device, "pin_memory": device.type == "cpu" and like.is_cuda}
             lengths = [sum(piece.numel() for piece in tower) for tower in pieces]
-            self._towers = Weights(*(torch.empty(steps, length, dtype=like.dtype, device=device, pin_memory=pin) for length in lengths))
+            # Not rows of one tensor: forward differentiation along one of them would give all of them a tangent.
+            self._towers = Weights(*([torch.empty(length, **options) for _ in range(steps)] for length in lengths))
         for kept, tower in zip(self._towers, pieces):
-            if kept.device == like.device:
+            if kept[t].device == like.device:
                 flatten(tower, out=kept[t])
             else:
                 kept[t].copy_(flatten(tower), non_blocking=True)
@@ -326,6 +360,7 @@ class Derivative:
 
     wants_z = False  # whether `keep` needs the first pass to compute grad_z
     repeats = 0  # passes that were not settled
+    length = None  # of the steps of `finite`
 
     def __init__(self, student, full, path_device=None):
         self.student, self.full = student, full
@@ -337,8 +372,11 @@ class Derivative:
         """(g_t, d grad_theta along u = eta lam, d grad_z along it), at `theta`; the first two only if `full`. Moves the student."""
         raise NotImplementedError
 
-    def settled(self):
-        """Whether the pass over the inner steps that has just ended is good, or is to be repeated."""
+    def settled(self, steps, from_owner):
+        """Whether the pass over the inner steps that has just ended is good, or is to be repeated; the same in every process.
+
+        from_owner(tensor, t): the tensor of the process that had inner step t.
+        """
         return True
 
 
@@ -400,26 +438,26 @@ class Finite(Derivative):
     def __init__(self, student, full, path_device=None):
         super().__init__(student, full)
         self.length = None  # ||e u||, a scalar tensor
-        self._size, self._movements, self._passes = None, [], 0
+        self._size, self._movements, self._passes = None, {}, 0
         self._path = _Path(path_device)
         self._z = {}
 
     def keep(self, t, steps, g, g_z):
+        if self.length is None:
+            self.length = 1e-5 * _norm(self.student.theta)
         self._z[t] = g_z
         if self.full:
             self._path.store(t, steps, g)
 
     def __call__(self, t, batch, theta, lam, eta):
         student = self.student
-        if self.length is None:
-            self.length = 1e-5 * _norm(theta)
         if self._size is None or self.full:  # a truncated lambda is the same for all inner steps
             self._size = _norm(lam, eta)
         step = self.length / self._size.clamp(min=1e-30)
         student.load(theta, lam, [step * lr for lr in eta])
         moved, moved_z = student.gradients(batch, with_theta=self.full, with_z=True)
         d_z = [new - old for new, old in zip(moved_z, self._z[t])]
-        self._movements.append(self._relative_movement(d_z, self._z[t]))
+        self._movements[t] = self._relative_movement(d_z, self._z[t])
         d_z = [difference / step for difference in d_z]
         if not self.full:
             return None, None, d_z
@@ -436,9 +474,10 @@ class Finite(Derivative):
         movement = movements.nan_to_num().clamp(min=eps).log().mean().exp()
         return torch.where(self._size > 0, movement / (self.AIM * eps**0.5), 1.0)
 
-    def settled(self):
-        relative = torch.stack(self._movements)
-        self._movements, self._size = [], None
+    def settled(self, steps, from_owner):
+        nothing = self._z[0][0].new_zeros(())
+        relative = torch.stack([from_owner(self._movements.get(t, nothing), t) for t in range(steps)])
+        self._movements, self._size = {}, None
         self._passes += 1
         self.length = self.length / relative.log().mean().exp().clamp(1e-3, 1e3)
         relative = relative.cpu()
@@ -482,5 +521,5 @@ class _GradientOf:
                 block.backward(-d_similarity)
 
     def lrs(self, gradients):
-        self.synthetic.lr_img.grad += gradients.img
-        self.synthetic.lr_txt.grad += gradients.txt
+        for lr, gradient in zip((self.synthetic.lr_img, self.synthetic.lr_txt), gradients):
+            lr.grad += gradient

@@ -2,13 +2,13 @@
 
 import torch
 
-from distill_utils.errors import UserError
+from distill_utils.errors import Diverged, UserError
 
 
 def _require_finite(features, side):
     bad = int((~torch.isfinite(features)).sum())
     if bad:
-        raise UserError(f"{bad} of {features.numel()} {side} features are not finite: the model that made them has diverged.")
+        raise Diverged(f"{bad} of {features.numel()} {side} features are not finite: the model that made them has diverged.")
 
 
 def _recall(ranks, ks, prefix):

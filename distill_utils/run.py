@@ -4,30 +4,82 @@ import hashlib
 import json
 import os
 import platform
+import secrets
+import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 import torch
 import yaml
 
+from distill_utils import parallel
 from distill_utils.errors import UserError
-from distill_utils.files import read_json, write_json, write_text
+from distill_utils.files import load_tensors, locked, read_json, read_yaml, remove_partial, save_tensors, write_json, write_text
 from distill_utils.precision import set_precision
+
+# Flags that a run may change when it goes on: none of its results depends on them.
+_FREE = set(
+    "Iteration save_it max_bad_steps resume resume_from device num_workers wandb path_device check_gradient "
+    "image_root ann_root buffer_path checkpoint_dir".split()
+)
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM, raised wherever the program stands; what is to be kept is saved on the way out."""
+
+
+class _Signals:
+    """SIGINT and SIGTERM as `Interrupted`, at once or when an undisturbed block is over."""
+
+    def __init__(self):
+        self._process, self._depth, self._waiting = None, 0, None
+
+    def install(self):
+        self._process = os.getpid()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._arrived)
+
+    def _arrived(self, number, frame):
+        if os.getpid() != self._process:  # a worker of a data loader: it ends with its parent
+            return
+        if self._depth:
+            self._waiting = number
+        else:
+            raise Interrupted(number)
+
+    @contextmanager
+    def undisturbed(self):
+        """A block whose effects belong together."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if not self._depth and self._waiting is not None:
+            number, self._waiting = self._waiting, None
+            raise Interrupted(number)
+
+
+_signals = _Signals()
+undisturbed = _signals.undisturbed
 
 
 def run_program(main):
-    """Exit status of `main(sys.argv[1:])`; a UserError is one line on stderr and status 2."""
+    """Exit status of `main(sys.argv[1:])`; a UserError is one line on stderr and status 2, a signal n is status 128 + n."""
+    _signals.install()
     try:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except Interrupted as interruption:
+        (number,) = interruption.args
+        print(f"interrupted by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr)
+        return 128 + number
     return 0
 
 
@@ -73,46 +125,132 @@ def provenance(device, seed):
 
 
 class Run:
-    """The folder `logged_files/<dataset>/<name>`: args.yaml, log.jsonl, results.json, and wandb's copy of the log."""
+    """The folder `logged_files/<dataset>/<name>`: args.yaml, log.jsonl, results.json, state.pt, and wandb's copy of the log.
 
-    def __init__(self, args, program, default_name, directory=None):
-        """`directory` opens a run that another program owns: its args.yaml stays, ours is `<program>_args.yaml`."""
+    `world`: the processes that share the run; the first alone writes. `state`: what `save_state` left at an earlier start of the
+    same command, or None where the run begins anew.
+    """
+
+    def __init__(self, args, program, default_name, *, directory=None, resume=False, divided=False, shared=False):
+        """directory: of a run that another program owns; its args.yaml and log stay, ours is `<program>_args.yaml`.
+        resume: go on from state.pt where there is one. divided: the processes of a torchrun job are one run. shared: they are not,
+        and any number of them works in this folder at once.
+        """
         self.program = program
         self.name = args.name or default_name
         self.directory = Path(directory) if directory else Path("logged_files") / args.dataset / self.name
-        self.device = resolve_device(args.device)
+        self.device = resolve_device(parallel.local_device() or "auto" if args.device == "auto" else args.device)
+        self.world = parallel.join(self.device) if divided else parallel.ALONE
         set_precision(args.precision, self.device)
         self.seed = args.seed
         torch.manual_seed(derive_seed(args.seed, program))
-        resolved = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(args).items() if key != "config"}
-        record = resolved | {"_run": provenance(self.device, args.seed)}
-        write_text(self.directory / (f"{program}_args.yaml" if directory else "args.yaml"), yaml.safe_dump(record, sort_keys=False))
-        self._log_path = self.directory / "log.jsonl"
-        if not directory:
-            self._log_path.unlink(missing_ok=True)
-        self._wandb = self._start_wandb(args.wandb, resolved)
+        self._arguments = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(args).items() if key != "config"}
+        self._log_path, self._state_path = self.directory / "log.jsonl", self.directory / "state.pt"
+        self.state = self._earlier_state() if resume else None
+        self.world.barrier()  # until all have read it
+        own_args = self.directory / (f"{program}_args.yaml" if directory else "args.yaml")
+        before = read_yaml(own_args).get("_run", {}) if self.state or shared else {}
+        self.id = before.get("id") or secrets.token_hex(4)
+        self._mode, self._wandb = args.wandb, None
+        if not self.world.first:
+            return
+        if self.state:
+            self._cut_log(self.state["log_bytes"])
+        elif not directory and not shared:
+            for path in (self._state_path, self._log_path):
+                remove_partial(path)
+                path.unlink(missing_ok=True)
+        record = provenance(self.device, args.seed) | {"id": self.id, "processes": self.world.size}
+        if self.state:  # how the run began stays, how it went on is added
+            record = before | {"resumed": [*before.get("resumed", []), {"step": self.state["step"]} | record]}
+        write_text(own_args, yaml.safe_dump(self._arguments | {"_run": record}, sort_keys=False))
+        if not shared:
+            self.open_wandb(self.name, self.id)
 
-    def _start_wandb(self, mode, config):
-        if mode == "disabled":
+    # --- state ---
+
+    def _earlier_state(self):
+        if not self._state_path.exists():
             return None
+        state = load_tensors(self._state_path)
+        if not isinstance(state, dict) or not {"arguments", "log_bytes", "step"} <= set(state):
+            raise UserError(f"{self._state_path} is not the state of a run: begin anew with --fresh, or give another --name.")
+        was = state["arguments"]
+        for key, value in self._arguments.items():
+            if key not in _FREE and was.get(key, value) != value:
+                raise UserError(
+                    f"{self.directory} holds a run with --{key} {was[key]}, not {value}: give another --name, or --fresh to begin it anew."
+                )
+        return state
+
+    def save_state(self, state):
+        """Write state.pt, the earlier one staying until this is whole; the log is on the disk first."""
+        if not self.world.first:
+            return
+        length = 0
+        if self._log_path.exists():
+            with open(self._log_path, "rb") as file:
+                os.fsync(file.fileno())
+                length = os.path.getsize(self._log_path)
+        save_tensors(self._state_path, state | {"arguments": self._arguments, "log_bytes": length, "wandb_id": self.id})
+
+    def _cut_log(self, length):
+        """What was logged after the state was saved is about to happen again."""
+        remove_partial(self._state_path)
+        with open(self._log_path, "ab") as file:
+            if file.tell() > length:
+                file.truncate(length)
+
+    # --- log ---
+
+    def open_wandb(self, name, id, **options):
+        """Send what follows to the wandb run `id`, which goes on if it exists; nowhere with --wandb disabled."""
+        if self._mode == "disabled":
+            return
         import wandb
 
+        if self._wandb:
+            self._wandb.finish()
         project = os.environ.get("WANDB_PROJECT", "LoRS")
-        return wandb.init(project=project, name=self.name, mode=mode, dir=str(self.directory), config=config, job_type=self.program)
+        self._wandb = wandb.init(
+            project=project,
+            name=name,
+            id=id,
+            resume="allow",
+            mode=self._mode,
+            dir=str(self.directory),
+            config=self._arguments,
+            job_type=self.program,
+            **options,
+        )
+
+    def log_line(self, step, values):
+        return {"program": self.program, "step": step, "time": round(time.time(), 3)} | values
 
     def log(self, step, values):
-        """One line of log.jsonl, and the same to wandb. Values are numbers; `step` counts outer steps, or epochs of an expert."""
-        line = {"program": self.program, "step": step, "time": round(time.time(), 3)} | values
+        """One line of log.jsonl, and the same to wandb. Values are numbers; `step` counts outer steps."""
+        if not self.world.first:
+            return
         with open(self._log_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(self.log_line(step, values)) + "\n")
+        self.log_wandb(step, values)
+
+    def log_wandb(self, step, values):
         if self._wandb:
             self._wandb.log(values, step=step)
 
+    def rewrite_log(self, lines):
+        """log.jsonl from all its lines, lines(), which other processes may be doing too."""
+        with locked(self.directory / ".lock"):
+            write_text(self._log_path, "".join(json.dumps(line) + "\n" for line in lines()))
+
     def update_results(self, values):
         """Merge top-level keys into results.json."""
-        path = self.directory / "results.json"
-        write_json(path, read_json(path, {}) | values)
+        if self.world.first:
+            path = self.directory / "results.json"
+            write_json(path, read_json(path, {}) | values)
 
     def finish(self):
+        self.world.barrier()
         if self._wandb:
             self._wandb.finish()

@@ -60,44 +60,52 @@ class SyntheticSet(nn.Module):
 
         return DataLoader(range(len(self)), batch_size, shuffle=shuffle, generator=generator, collate_fn=collate)
 
-    @torch.no_grad()
     def save(self, path):
-        """Write the set atomically: the reference's keys, plus `meta`."""
+        """Write the set atomically."""
+        save_tensors(path, self.saved())
+
+    @torch.no_grad()
+    def saved(self):
+        """What the file holds: the reference's keys, plus `meta`; all on the CPU."""
         similarity = self.similarity
         kind = {"sim_type": similarity.kind}
         if similarity.kind == "lowrank":
             kind |= {"sim_rank": similarity.rank, "alpha": similarity.alpha}
-        save_tensors(
-            path,
-            {
-                "image": self.images.detach().cpu(),
-                "text": self.texts.detach().cpu(),
-                "similarity_params": [parameter.detach().cpu() for parameter in similarity.parameters()],
-                "similarity_mat": similarity().detach().cpu(),
-                "syn_lr_img": self.lr_img.detach().cpu(),
-                "syn_lr_txt": self.lr_txt.detach().cpu(),
-                "meta": self.meta | kind,
-            },
-        )
+        return {
+            "image": self.images.detach().cpu(),
+            "text": self.texts.detach().cpu(),
+            "similarity_params": [parameter.detach().cpu() for parameter in similarity.parameters()],
+            "similarity_mat": similarity().detach().cpu(),
+            "syn_lr_img": self.lr_img.detach().cpu(),
+            "syn_lr_txt": self.lr_txt.detach().cpu(),
+            "meta": self.meta | kind,
+        }
 
     @classmethod
     def load(cls, path):
         """A set that this project or the reference wrote (a bare dict without `meta`: its S is then a full matrix)."""
-        saved = load_tensors(path)
-        keys = ("image", "text", "similarity_mat", "syn_lr_img", "syn_lr_txt")
-        bad = [key for key in keys if not isinstance(saved, dict) or not isinstance(saved.get(key), torch.Tensor)]
-        if bad:
-            raise UserError(f"{path} is not a synthetic set: the tensor {bad[0]!r} is missing.")
+        return cls.from_saved(load_tensors(path), path)
+
+    @classmethod
+    def from_saved(cls, saved, path):
+        """The set that `saved` describes; `path` says in errors where it comes from."""
+        tensors = saved if isinstance(saved, dict) else {}
+        for key, dimensions in (("image", 4), ("text", 2), ("similarity_mat", 2)):
+            value = tensors.get(key)
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dim() != dimensions or not value.numel():
+                raise UserError(f"{path} is not a synthetic set: {key!r} must be a tensor of floats with {dimensions} dimensions.")
+        for key in ("syn_lr_img", "syn_lr_txt"):
+            if not isinstance(tensors.get(key), torch.Tensor) or tensors[key].numel() != 1:
+                raise UserError(f"{path} is not a synthetic set: {key!r} must be a tensor of one number.")
         meta = saved.get("meta") or {}
-        if not isinstance(meta, dict):
-            raise UserError(f"{path} is not a synthetic set: its meta must be a dict.")
-        similarity = _load_similarity(saved, meta, path)
+        if not isinstance(meta, dict) or saved["similarity_mat"].shape != (len(saved["text"]),) * 2 or saved["image"].shape[1] != 3:
+            raise UserError(f"{path} is not a synthetic set: its images, texts and similarity are not of one number of pairs, or its meta no dict.")
         return cls(
             saved["image"].float(),
             saved["text"].float(),
-            similarity,
-            saved["syn_lr_img"].float().squeeze(),
-            saved["syn_lr_txt"].float().squeeze(),
+            _load_similarity(saved, meta, path),
+            saved["syn_lr_img"].float().reshape(()),
+            saved["syn_lr_txt"].float().reshape(()),
             meta,
         )
 
@@ -107,10 +115,16 @@ def _load_similarity(saved, meta, path):
     matrix = saved["similarity_mat"].float()
     if "sim_type" not in meta:
         return FullSimilarity(len(matrix), matrix)
-    similarity = build_similarity(meta["sim_type"], len(matrix), rank=meta.get("sim_rank", 1), alpha=meta.get("alpha", 1.0))
-    parameters = saved.get("similarity_params", [])
+    parameters, rank, alpha = saved.get("similarity_params"), meta.get("sim_rank", 1), meta.get("alpha", 1.0)
+    foreign = UserError(f"{path}: similarity_params do not belong to a {meta['sim_type']} similarity of {len(matrix)} pairs.")
+    if not isinstance(parameters, (list, tuple)) or not all(isinstance(value, torch.Tensor) for value in parameters):
+        raise foreign
+    if meta["sim_type"] == "lowrank":  # its rank decides how much memory is asked for: it must be that of the tensors in the file
+        if len(parameters) != 3 or parameters[1].shape != (len(matrix), rank) or not isinstance(alpha, float):
+            raise foreign
+    similarity = build_similarity(meta["sim_type"], len(matrix), rank=rank, alpha=alpha)
     if [value.shape for value in parameters] != [own.shape for own in similarity.parameters()]:
-        raise UserError(f"{path}: similarity_params do not belong to a {meta['sim_type']} similarity of {len(matrix)} pairs.")
+        raise foreign
     for own, value in zip(similarity.parameters(), parameters):
         own.copy_(value)
     return similarity

@@ -2,7 +2,7 @@
 
 import torch
 
-from distill_utils.errors import UserError
+from distill_utils.errors import Diverged
 from distill_utils.losses import pair_logits
 from distill_utils.precision import autocast
 from distill_utils.trajectory import tower_parameters
@@ -16,7 +16,7 @@ def sgd(model, lr_img, lr_txt, **options):
 
 
 def train_epoch(model, batches, optimizer, loss_fn, temperature, precision="fp32"):
-    """One pass over batches of (images, texts, similarity); the mean loss. Raises UserError when it is not finite."""
+    """One pass over batches of (images, texts, similarity); the mean loss. Raises Diverged when it is not finite."""
     model.train()
     total, count = 0.0, 0
     for images, texts, similarity in batches:
@@ -30,7 +30,7 @@ def train_epoch(model, batches, optimizer, loss_fn, temperature, precision="fp32
     mean = float(total) / count
     if not torch.isfinite(torch.tensor(mean)):
         rates = ", ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
-        raise UserError(f"The training loss became {mean}: the learning rates ({rates}) are too high for this data and model.")
+        raise Diverged(f"The training loss became {mean}: the learning rates ({rates}) are too high for this data and model.")
     return mean
 
 

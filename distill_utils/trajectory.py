@@ -2,12 +2,15 @@
 
 `<folder>/{img,txt}_replay_buffer_{n}.pt` each hold a list of experts, an expert a list of snapshots (before training and
 after each epoch), a snapshot the tower's parameters in order. `meta.yaml` beside them says what they are weights of.
+With `--keep_snapshots` an image tower's first snapshot may be an empty list: it is then the one in `img_start.pt`, which
+experts that start from the same pretrained weights share.
 """
 
 import ctypes
 import mmap
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +18,10 @@ import torch
 import yaml
 
 from distill_utils.errors import UserError
-from distill_utils.files import load_tensors, save_tensors, write_text
+from distill_utils.files import load_tensors, locked, read_yaml, save_tensors, write_text
 
 TOWERS = ("img", "txt")
+SHARED_START = "img_start.pt"
 # The keys of meta.yaml in which an expert and its student must agree -> the flag that sets them.
 _MUST_AGREE = {
     "dataset": "--dataset",
@@ -67,10 +71,30 @@ def expert_files(folder, n):
     return Weights(*(Path(folder) / f"{tower}_replay_buffer_{n}.pt" for tower in TOWERS))
 
 
-def write_expert(folder, n, snapshots):
-    """Both files of expert n from its snapshots; the text file last, so that a pair of files is a whole expert."""
-    for path, tower_snapshots in zip(expert_files(folder, n), zip(*snapshots)):
-        save_tensors(path, [list(tower_snapshots)])
+def write_expert(folder, n, snapshots, dtype=torch.float32, share_start=False):
+    """Both files of expert n from its snapshots; the text file last, so that a pair of files is a whole expert.
+
+    share_start: the first image snapshot goes to the folder's `img_start.pt` and is left out here, unless another is there already.
+    """
+    towers = [[[piece.to(dtype) for piece in shot] for shot in tower] for tower in zip(*snapshots)]
+    if share_start and _is_shared_start(folder, towers[0][0]):
+        towers[0][0] = []
+    for path, tower in zip(expert_files(folder, n), towers):
+        save_tensors(path, [tower])
+
+
+def _is_shared_start(folder, start):
+    path = Path(folder) / SHARED_START
+    with locked(Path(folder) / ".locks" / SHARED_START):
+        if not path.exists():
+            save_tensors(path, start)
+    shared = load_tensors(path)
+    return len(shared) == len(start) and all(map(torch.equal, shared, start))
+
+
+def snapshot_bytes(model, dtype):
+    """Weights: the bytes of one snapshot of each tower."""
+    return Weights(*(sum(parameter.numel() for _, parameter in tower) * dtype.itemsize for tower in tower_parameters(model)))
 
 
 def describe_towers(model):
@@ -84,16 +108,7 @@ def write_meta(folder, meta):
 
 def read_meta(folder):
     """meta.yaml as a dict; empty for a buffer of the reference, which has none."""
-    path = Path(folder) / "meta.yaml"
-    try:
-        meta = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(meta, dict):
-        raise UserError(f"{path} must hold keys and values, as buffer.py writes it.")
-    return meta
+    return read_yaml(Path(folder) / "meta.yaml")
 
 
 def require_same_experts(folder, wanted):
@@ -134,21 +149,29 @@ class ExpertTrajectories:
             if len(img) != len(txt):
                 raise UserError(f"{source} has {len(img)} image snapshots but {len(txt)} text snapshots.")
 
-    @staticmethod
-    def _read(path):
-        experts = load_tensors(path, mmap=True)
-        sound = (
-            isinstance(experts, list)
-            and experts
-            and all(
-                isinstance(expert, list)
-                and expert
-                and all(isinstance(shot, (list, tuple)) and shot and all(isinstance(value, torch.Tensor) for value in shot) for shot in expert)
-                for expert in experts
-            )
-        )
-        if not sound:
-            raise UserError(f"{path} is not a list of experts, each a list of snapshots, each a list of tensors.")
+    def _load(self, path):
+        """The file, mapped into memory. Its checksums are looked at once: a mark remembers the file that they were right for."""
+        mark, stat = self.folder / ".locks" / f"{path.name}.verified", path.stat()
+        identity = f"{stat.st_size} {stat.st_mtime_ns}"
+        try:
+            verified = mark.read_text() == identity
+        except (OSError, UnicodeDecodeError):
+            verified = False
+        tensors = load_tensors(path, mmap=True, verify=not verified)
+        if not verified:
+            with suppress(UserError):  # others' experts may lie in a folder that only they can write to
+                write_text(mark, identity)
+        return tensors
+
+    def _read(self, path):
+        experts = self._load(path)
+        if not isinstance(experts, list) or not experts or not all(isinstance(expert, list) and expert for expert in experts):
+            raise UserError(f"{path} is not a list of experts, each a list of snapshots.")
+        for expert in experts:
+            if expert[0] == [] and path.name.startswith("img"):
+                expert[0] = self._load(self.folder / SHARED_START)
+            if not all(isinstance(shot, (list, tuple)) and shot and all(map(_is_weight, shot)) for shot in expert):
+                raise UserError(f"{path} holds a snapshot that is not a list of tensors of floating point numbers.")
         return experts
 
     def __len__(self):
@@ -187,9 +210,13 @@ class ExpertTrajectories:
             for epoch in epochs:
                 _read_ahead(tower[epoch])
         return tuple(
-            Weights(*(flatten(tower[epoch], out=vector) for tower, vector in zip(towers, kept)))
+            Weights(*(flatten(tower[epoch], out=vector).float() for tower, vector in zip(towers, kept)))
             for epoch, kept in zip(epochs, out or [(None, None)] * 2)
         )
+
+
+def _is_weight(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _read_ahead(snapshot):

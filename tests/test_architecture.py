@@ -19,6 +19,7 @@ FLOORS = {
     "distill_utils.trajectory": 1,
     "distill_utils.retrieval": 1,
     "distill_utils.precision": 1,
+    "distill_utils.parallel": 1,
     "distill_utils.task": 2,
     "distill_utils.flags": 2,
     "distill_utils.synthetic": 2,

@@ -135,7 +135,7 @@ def test_the_command_line_wins_over_the_file(tmp_path):
     "content, words",
     [
         ("sede: 1", "'sede', which is not a flag"),
-        ("[1, 2]", "must hold flags"),
+        ("[1, 2]", "must hold keys and values"),
         ("a: [", "cannot be read as YAML"),
         ("seed: much", "--seed: expected a whole number"),
         ("loss_type: L2", "invalid choice: 'L2'"),

@@ -77,7 +77,7 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="synthetic set needs"):
         SyntheticSet(torch.randn(3, 3, 4, 4), torch.randn(2, 4), IdentitySimilarity(3))
     torch.save({"image": torch.zeros(1)}, tmp_path / "d.pt")
-    with pytest.raises(UserError, match="the tensor 'text' is missing"):
+    with pytest.raises(UserError, match="'image' must be a tensor of floats with 4 dimensions"):
         SyntheticSet.load(tmp_path / "d.pt")
     with pytest.raises(UserError, match="does not exist"):
         SyntheticSet.load(tmp_path / "absent.pt")

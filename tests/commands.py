@@ -1,0 +1,62 @@
+"""The programs' command lines at their smallest, for the tests that run whole commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DISTILL = [
+    *"--num_queries 6 --mini_batch_size 4 --syn_steps 2 --sim_rank 2 --Iteration 3 --eval_it 2 --num_eval 2 --epoch_eval_train 4".split(),
+    *"--lr_img 1 --lr_txt 1 --lr_sim 1 --lr_lr 0.0001".split(),
+]
+EXPERTS = "--num_experts 2 --train_epochs 3 --batch_train 32 --eval_freq 2".split()
+
+
+def toy(folder):
+    """Flags of the smallest toy task, its data and checkpoints under `folder`."""
+    flags = (
+        f"--dataset toy --image_root {folder}/data --ann_root {folder}/data --toy_size 30,5,7 --image_size 32 --image_encoder test_nfnet "
+        f"--image_pretrained false --text_encoder toy_bert --checkpoint_dir {folder}/checkpoints --num_workers 0 --device cpu"
+    )
+    return flags.split()
+
+
+def read_log(directory):
+    return [json.loads(line) for line in (Path(directory) / "log.jsonl").read_text().splitlines()]
+
+
+class Forker:
+    """Runs the programs in processes of their own, each forked from one that has everything imported (forker.py)."""
+
+    def __init__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests/forker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+
+    def _ask(self, command):
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, program, argv, cwd, **options):
+        """The pid of a running command; what it prints is added to cwd/output.txt."""
+        command = {"program": program, "argv": [*map(str, argv)], "cwd": str(cwd), "output": f"{cwd}/output.txt"}
+        return self._ask(command | options)["pid"]
+
+    def wait(self, pid):
+        """Its exit status, -9 when it was killed."""
+        return self._ask({"wait": pid})["status"]
+
+    def run(self, program, argv, cwd, **options):
+        return self.wait(self.start(program, argv, cwd, **options))
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait()
