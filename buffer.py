@@ -148,13 +148,18 @@ def is_whole(folder, n):
     return all(path.exists() for path in expert_files(folder, n))
 
 
-def require_space(folder, missing, model, keep, dtype):
+def stored_bytes(model, experts, keep, dtype, share_start):
+    """The size on disk of `experts` experts of `keep` snapshots."""
+    images, texts = snapshot_bytes(model, dtype)
+    return experts * keep * (images + texts) - ((experts - 1) * images if share_start and experts else 0)
+
+
+def require_space(folder, missing, model, keep, dtype, share_start):
     """Say how large the missing experts will be; UserError if the disk has not that much left."""
     if not missing:
         return
-    stored, working = snapshot_bytes(model, dtype), snapshot_bytes(model, torch.float32)
-    size = missing * keep * sum(stored)
-    needed = size + (keep + 2) * sum(working)  # the epochs of one expert in training, which are float32
+    size = stored_bytes(model, missing, keep, dtype, share_start)
+    needed = size + (keep + 2) * sum(snapshot_bytes(model, torch.float32))  # the epochs of one expert in training
     free = shutil.disk_usage(folder).free
     print(f"{missing} experts of {keep} snapshots: {size / 2**30:.2f} GiB in {folder} ({free / 2**30:.1f} GiB free)")
     if needed > free:
@@ -208,6 +213,7 @@ def main(argv=None):
     make_model = model_maker(args, task)
     folder = experts_folder(args, args.loss_type)
     keep, dtype = min(args.keep_snapshots or args.train_epochs + 1, args.train_epochs + 1), _DTYPES[args.buffer_dtype]
+    share_start = args.keep_snapshots is not None
     recipe = ("train_epochs", "batch_train", "temperature", "loss_type", "lr_teacher_img", "lr_teacher_txt", "buffer_dtype")
     model = make_model()
     meta = made_with(args, task) | {key: getattr(args, key) for key in recipe} | {"keep_snapshots": keep}
@@ -215,7 +221,7 @@ def main(argv=None):
     whole = [n for n in range(args.num_experts) if is_whole(folder, n)]
     for n in whole:
         print(f"expert {n + 1}/{args.num_experts}: already in {folder}")
-    require_space(folder, args.num_experts - len(whole), model, keep, dtype)
+    require_space(folder, args.num_experts - len(whole), model, keep, dtype, share_start)
 
     for n in claim(folder, args.num_experts):
         run.open_wandb(f"{run.name}_{n}", f"{run.id}-{n}", group=run.name)
@@ -244,7 +250,7 @@ def main(argv=None):
         )
         with undisturbed():
             write_json(folder / f"results_{n}.json", {"expert": n, "seed": args.seed} | history | choose_epochs(history["curve"]))
-            write_expert(folder, n, progress.snapshots(), dtype, share_start=keep <= args.train_epochs)
+            write_expert(folder, n, progress.snapshots(), dtype, share_start)
             progress.clear()
         write_log(run, folder, args.num_experts)
     write_log(run, folder, args.num_experts)

@@ -19,9 +19,9 @@ from distill_utils.losses import LOSSES
 from distill_utils.matching import Matcher, gradient_agreement, require_combination, require_no_running_statistics
 from distill_utils.report import nearest_captions
 from distill_utils.run import Run, derive_seed, generator, run_program, undisturbed
-from distill_utils.similarity import build_similarity
+from distill_utils.similarity import FixedSimilarity, build_similarity
 from distill_utils.synthetic import SyntheticSet
-from distill_utils.trajectory import ExpertTrajectories, require_same_experts
+from distill_utils.trajectory import ExpertTrajectories, require_same_experts, tower_parameters
 
 _MAX_RESTORES = 3  # returns to a good set, with ever smaller steps, before a run gives up
 
@@ -38,15 +38,18 @@ def initial_set(task, n, similarity, *, pix_init, txt_init, lrs, meta, generator
     return synthetic
 
 
-def outer_optimizer(synthetic, *, lr_img, lr_txt, lr_lr, lr_sim, momentum_syn, momentum_lr, momentum_sim):
-    """One SGD with a group each for the images, the texts, the two learned learning rates and the similarity."""
-    groups = [
-        {"params": [synthetic.images], "lr": lr_img, "momentum": momentum_syn},
-        {"params": [synthetic.texts], "lr": lr_txt, "momentum": momentum_syn},
-        {"params": [synthetic.lr_img, synthetic.lr_txt], "lr": lr_lr, "momentum": momentum_lr},
-        {"params": list(synthetic.similarity.parameters()), "lr": lr_sim, "momentum": momentum_sim},
-    ]
-    return torch.optim.SGD([group for group in groups if group["params"]])
+def outer_optimizer(synthetic, *, lr_img, lr_txt, lr_lr, lr_sim, momentum_syn, momentum_lr, momentum_sim, learn=config.LEARNABLE):
+    """One SGD with a group each for the images, the texts, the two learned learning rates and the similarity, or those to `learn`."""
+    groups = {
+        "images": {"params": [synthetic.images], "lr": lr_img, "momentum": momentum_syn},
+        "texts": {"params": [synthetic.texts], "lr": lr_txt, "momentum": momentum_syn},
+        "lrs": {"params": [synthetic.lr_img, synthetic.lr_txt], "lr": lr_lr, "momentum": momentum_lr},
+        "similarity": {"params": list(synthetic.similarity.parameters()), "lr": lr_sim, "momentum": momentum_sim},
+    }
+    groups = [group for name, group in groups.items() if name in learn and group["params"]]
+    if not groups:
+        raise UserError(f"--learn {','.join(learn)} leaves nothing to learn: this set's similarity has no parameters.")
+    return torch.optim.SGD(groups)
 
 
 def draw_minibatches(n, size, steps, generator, device):
@@ -254,9 +257,25 @@ def other_start(path):
     return saved | begun_here, SyntheticSet.from_saved(saved.get("set"), path)
 
 
+@torch.no_grad()
+def expert_similarity(model, weights, synthetic):
+    """S [N, N] by an expert's `weights`: cosines of image i and text j over those of the pairs themselves, between 0 and 1.
+
+    The ablation of the paper in which the similarity is computed instead of learned; 1 on the diagonal.
+    """
+    for tower, vector in zip(tower_parameters(model), weights):
+        for (_, parameter), piece in zip(tower, vector.split([parameter.numel() for _, parameter in tower])):
+            parameter.copy_(piece.view_as(parameter))
+    images, texts = model.eval()(synthetic.images, synthetic.texts)
+    cosines = images @ texts.T
+    own = cosines.diagonal().clamp(min=1e-3)
+    return (cosines / (own[:, None] * own[None, :]).sqrt()).clamp(0, 1).fill_diagonal_(1)
+
+
 def first_set(args, task, meta, generator):
-    """The synthetic set that a run begins with."""
-    similarity = build_similarity(args.sim_type, args.num_queries, rank=args.sim_rank, alpha=args.alpha, generator=generator)
+    """The synthetic set that a run begins with; S = I where an expert is to say what S is."""
+    kind = "identity" if args.sim_type == "expert" else args.sim_type
+    similarity = build_similarity(kind, args.num_queries, rank=args.sim_rank, alpha=args.alpha, generator=generator)
     return initial_set(
         task,
         args.num_queries,
@@ -283,7 +302,7 @@ def outer_loop(args, run, outer, evaluations, evaluate):
     """Advance, evaluate, log and save until the last outer step; whatever ends it, what was computed is saved."""
 
     def save():
-        run.save_state(outer.state() | {"evaluations": evaluations})
+        run.save_state(outer.state() | {"evaluations": evaluations}, logged=outer.step - (outer.unlogged is not None))
 
     bar = tqdm(total=args.Iteration, initial=outer.step, desc="outer steps", disable=not run.world.first)
     try:
@@ -333,6 +352,8 @@ def main(argv=None):
     synthetic = synthetic.to(run.device)
     model = make_model().to(run.device).train()
     experts = open_experts(args, experts_folder(args), wanted, model)
+    if args.sim_type == "expert" and not state:
+        synthetic.similarity = FixedSimilarity(expert_similarity(make_model().to(run.device), experts.last(0), synthetic))
     optimizer = outer_optimizer(
         synthetic,
         lr_img=args.lr_img,
@@ -342,6 +363,7 @@ def main(argv=None):
         momentum_syn=args.momentum_syn,
         momentum_lr=args.momentum_lr,
         momentum_sim=args.momentum_sim,
+        learn=args.learn,
     )
     make_matcher = partial(
         Matcher,
@@ -393,7 +415,7 @@ def main(argv=None):
     if run.world.first:
         best = SyntheticSet.load(run.directory / f"distilled_{selected}.pt")
         captions = nearest_captions(best.texts.detach(), task.train_texts, task.train.captions)
-        write_json(run.directory / "nearest.json", {"captions": captions})
+        write_json(run.directory / "nearest.json", {"step": selected, "captions": captions})
         print(f"{len(synthetic)} pairs in {run.directory}; best on val: distilled_{selected}.pt")
     run.finish()
     return run.directory

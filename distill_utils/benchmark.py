@@ -4,6 +4,7 @@ Every cell runs alone in a process of its own, so that its peak memory is its ow
 Figures mean something on an idle machine only.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 
 from data import build_datasets
@@ -25,6 +27,7 @@ from distill_utils import config, oracles
 from distill_utils.coreset import real_set
 from distill_utils.errors import UserError
 from distill_utils.evaluate import gallery_recall
+from distill_utils.files import atomic_path
 from distill_utils.flags import model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.matching import DERIVATIVES, GRADIENTS, Matcher, gradient_agreement, require_combination
@@ -34,7 +37,7 @@ from distill_utils.run import generator, provenance, resolve_device, run_program
 from distill_utils.similarity import build_similarity
 from distill_utils.synthetic import SyntheticSet
 from distill_utils.training import sgd, train_epoch
-from distill_utils.trajectory import ExpertTrajectories, Weights, flatten, snapshot, tower_parameters, write_expert
+from distill_utils.trajectory import TOWERS, ExpertTrajectories, Weights, flatten, snapshot, tower_parameters, write_expert
 from networks import build_model
 from networks.text_encoders import build_text_encoder, ensure_toy_bert
 
@@ -157,7 +160,7 @@ def make_matching_problem(args, folder):
     model = model_maker(args, task)().to(device)
     numbers = generator(args.seed, "benchmark")
     optimizer = sgd(model, 0.1, 0.1)
-    batches = task.train_batches(max(args.mini_batch_size, 16), numbers, device)
+    batches = (batch for _ in itertools.count() for batch in task.train_batches(max(args.mini_batch_size, 16), numbers, device))
     snapshots = []
     for _ in range(2):
         train_epoch(model, (next(batches) for _ in range(args.expert_steps)), optimizer, LOSSES["InfoNCE"], args.temperature)
@@ -351,6 +354,35 @@ def _matching_table(result):
     return table(header, rows)
 
 
+_COLOURS = {"reference": "#9aa0a6", "unroll": "#9aa0a6", "ours": "#1a73e8"}
+
+
+def draw_matching(result, path):
+    """The table as a figure: seconds and memory of an outer step, beside T plain training steps."""
+    cells = sorted((cell for cell in result["cells"] if "error" not in cell), key=lambda cell: -cell["seconds"])
+    names = [_cell_name(cell["scheme"], cell["gradient"], cell["second_order"]) for cell in cells]
+    figure = Figure(figsize=(10, 0.38 * len(cells) + 1.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, key, scale, label in ((panels[0], "seconds", 1, "seconds per outer step"), (panels[1], "peak_mb", 1024, "peak memory, GiB")):
+        values = [cell[key] / scale for cell in cells]
+        bars = axes.barh(names, values, color=[_COLOURS[cell["scheme"]] for cell in cells])
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        floor = result["training"][key] / scale
+        axes.axvline(floor, color="#d93025", linewidth=1, label=f"T training steps: {floor:.2f}")
+        axes.set(xlabel=label, xlim=(0, 1.15 * max(values)))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper right", fontsize=8, frameon=False)
+    settings = result["settings"]
+    panels[0].set_title(
+        f"{settings['image_encoder']}, {settings['image_size']} px, batch {settings['mini_batch_size']}, T = {settings['syn_steps']}; "
+        f"{result['machine']['device']}, torch {result['machine']['torch']}",
+        fontsize=9,
+        loc="left",
+    )
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format=Path(path).suffix.removeprefix(".") or "svg")
+
+
 # --- the whole outer step, as a user sees it ---
 
 
@@ -532,8 +564,42 @@ def trajectory_cell(args, folder, whole):
     return cold | spread(timed(take, torch.device("cpu"), args.repeats))
 
 
+def rounding_cell(args, folder):
+    """How the exact gradients agree, from start and target as they are and as --buffer_dtype bfloat16 stores them."""
+    problem = _Problem(args, folder)
+    rounded = [Weights(*(vector.bfloat16().float() for vector in weights)) for weights in (problem.start, problem.target)]
+    result = {}
+    for gradient in GRADIENTS:
+        matcher = Matcher(problem.model, LOSSES[args.loss_type], gradient=gradient, second_order="reverse", **problem.shared)
+        found = []
+        for start, target in ((problem.start, problem.target), rounded):
+            matcher(problem.synthetic, start, target, problem.minibatches[0], seed=0)
+            found.append(problem.gradients())
+        result[gradient] = {name: gradient_agreement(found[1][name], found[0][name]) for name in found[0]}
+    moved = [(target - start).norm() / start.norm() for start, target in zip(problem.start, problem.target)]
+    return result | {"moved": dict(zip(TOWERS, map(float, moved)))}
+
+
+def rounding(args, folder):
+    """The effect of --buffer_dtype bfloat16, on an expert that trained for --expert_steps from its start to its target."""
+    _text_encoder(args, folder)
+    failed = in_own_process(make_matching_problem, args, folder)
+    result = failed or in_own_process(rounding_cell, args, folder)
+    if "error" in result:
+        raise UserError(f"The effect of rounding cannot be measured: {result['error']}")
+    rows = [
+        [f"{gradient}, {name}", f"{agreement['cosine']:.6f}", f"{agreement['error']:.1e}"]
+        for gradient in GRADIENTS
+        for name, agreement in result[gradient].items()
+    ]
+    print(table(["gradient with bfloat16 snapshots", "cosine", "error"], rows))
+    moved = ", ".join(f"{tower} {share:.1%}" for tower, share in result["moved"].items())
+    print(f"from start to target the weights moved by, of their norm: {moved}\n")
+    return result
+
+
 def benchmark_trajectory(args, folder):
-    """`ExpertTrajectories.sample` against loading the whole expert, from a buffer of the flags' model."""
+    """`ExpertTrajectories.sample` against loading the whole expert, from a buffer of the flags' model; what bfloat16 snapshots cost."""
     written = in_own_process(write_random_expert, args, folder)
     result = {name: in_own_process(trajectory_cell, args, folder, name == "whole") for name in ("whole", "sample")}
     for cell in (written, *result.values()):
@@ -548,7 +614,7 @@ def benchmark_trajectory(args, folder):
             [label, f"{cell['bytes_read'] / 2**20:.0f}", f"{cell['snapshots_read']:.2f}", f"{cell['cold_seconds']:.3f}", f"{cell['seconds']:.3f}"]
         )
     print(table([f"{1 + _EPOCHS} snapshots of {size / 2**20:.0f} MB", "MB read", "in snapshots", "seconds, uncached", "cached"], rows))
-    return result | written
+    return result | written | {"bfloat16": rounding(args, folder)}
 
 
 # --- evaluate ---
@@ -595,12 +661,15 @@ def main(argv=None):
     args = config.parse(config.benchmark_parser(__doc__), argv)
     device = resolve_device(args.device)
     args.device = str(device)
-    settings = {key: value for key, value in vars(args).items() if key not in ("config", "what")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("config", "what", "figure")}
     machine = provenance(device, args.seed)
     print(", ".join(f"{key} {value}" for key, value in machine.items() if key not in ("command", "started", "seed")), file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         result = BENCHMARKS[args.what](args, Path(folder))
-    print(json.dumps({"benchmark": args.what, "settings": settings, "machine": machine} | result))
+    result = {"benchmark": args.what, "settings": settings, "machine": machine} | result
+    if args.figure and args.what == "matching":
+        draw_matching(result, args.figure)
+    print(json.dumps(result))
     return result
 
 

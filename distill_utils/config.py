@@ -88,6 +88,18 @@ def names(text):
     return tuple(name for name in text.split(",") if name)
 
 
+LEARNABLE = ("images", "texts", "similarity", "lrs")
+
+
+def learnable(text):
+    """Some of LEARNABLE, as a tuple."""
+    parts = names(text)
+    unknown = set(parts) - set(LEARNABLE)
+    if unknown or not parts:
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(LEARNABLE)}, not {text!r}")
+    return parts
+
+
 def gallery(text):
     """`IMAGES,TEXTS` as two counts."""
     parts = [count(part) for part in text.split(",")]
@@ -157,7 +169,8 @@ def _distill_flags(parser):
     add("--num_queries", type=count, default=99, help="pairs in the synthetic set")
     add("--pix_init", choices=("real", "noise"), default="real", help="initial images")
     add("--txt_init", choices=("real", "noise"), default="real", help="initial text embeddings")
-    add("--sim_type", choices=("lowrank", "full", "identity"), default="lowrank", help="similarity matrix S")
+    add("--sim_type", choices=("lowrank", "full", "identity", "expert"), default="lowrank", help="similarity S; expert: an expert's, not learned")
+    add("--learn", type=learnable, default=LEARNABLE, metavar="NAME,...", help="what the outer step changes, of images,texts,similarity,lrs")
     add("--sim_rank", type=count, default=10, help="rank r of S = diag(w) + alpha / r * L R^T")
     add("--alpha", type=positive, default=3.0, help="weight of the low-rank part of S")
 
@@ -264,7 +277,8 @@ def benchmark_parser(doc):
     add("--cells", type=names, default=(), metavar="NAME,...", help="matching: only these, such as reference,ours/full/finite (default: all)")
     _switch(group, "--exact", True, "matching: errors against float64 gradients of the same kind")
     _switch(group, "--whole", False, "matching: also the whole outer step, reading and building included")
-    add("--expert_steps", type=count, default=6, help="matching: training steps of the expert before its start, and on to its target")
+    add("--figure", metavar="FILE", help="matching: also draw the table, as .svg, .png or .pdf")
+    add("--expert_steps", type=count, default=6, help="training steps of the expert before its start, and on to its target")
     add("--gallery", type=gallery, default=(5000, 25010), metavar="IMAGES,TEXTS", help="retrieval: size of the score matrix")
     add("--num_queries", type=count, default=20, help="pairs in the synthetic set")
     add("--mini_batch_size", type=count, default=8, help="synthetic pairs in an inner step")

@@ -207,12 +207,12 @@ class Matcher:
 
 
 def require_no_running_statistics(model):
-    """UserError for a model whose output depends on more than its weights and inputs."""
+    """UserError for a model whose training changes more than its weights; frozen ones, in eval mode, keep their statistics."""
     for name, module in model.named_modules():
-        if getattr(module, "running_mean", None) is not None:
+        if module.training and getattr(module, "running_mean", None) is not None:
             raise UserError(
                 f"{name} ({type(module).__name__}) keeps running statistics, which are no function of the weights: "
-                "trajectory matching needs an encoder without BatchNorm, such as nfnet."
+                "trajectory matching needs an encoder without BatchNorm, such as nfnet or resnet18_gn, or --image_trainable false."
             )
 
 

@@ -7,6 +7,7 @@ the same order as one process would, so that the number of processes changes not
 import atexit
 import json
 import os
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -33,7 +34,8 @@ class World:
     def broadcast(self, tensor, part):
         """Overwrites `tensor` on every rank by that of the owner of `part`."""
         if self.size > 1:
-            dist.broadcast(tensor, src=part % self.size)
+            with _together():
+                dist.broadcast(tensor, src=part % self.size)
 
     def share(self, value, part, device):
         """The JSON value that the owner of `part` passes, on every rank; the others' is not looked at."""
@@ -71,10 +73,20 @@ class World:
 
     def barrier(self):
         if self.size > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
 
 
 ALONE = World()
+
+
+@contextmanager
+def _together():
+    """What the processes do at once fails in all of them when one has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError("Another process of this job has died or cannot be reached: the same command goes on from the last state.") from error
 
 
 def local_device():

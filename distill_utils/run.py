@@ -155,7 +155,7 @@ class Run:
         if not self.world.first:
             return
         if self.state:
-            self._cut_log(self.state["log_bytes"])
+            self._cut_log(self.state["logged"])
         elif not directory and not shared:
             for path in (self._state_path, self._log_path):
                 remove_partial(path)
@@ -173,7 +173,7 @@ class Run:
         if not self._state_path.exists():
             return None
         state = load_tensors(self._state_path)
-        if not isinstance(state, dict) or not {"arguments", "log_bytes", "step"} <= set(state):
+        if not isinstance(state, dict) or not {"arguments", "logged", "step"} <= set(state):
             raise UserError(f"{self._state_path} is not the state of a run: begin anew with --fresh, or give another --name.")
         was = state["arguments"]
         for key, value in self._arguments.items():
@@ -183,23 +183,27 @@ class Run:
                 )
         return state
 
-    def save_state(self, state):
-        """Write state.pt, the earlier one staying until this is whole; the log is on the disk first."""
+    def save_state(self, state, logged):
+        """Write state.pt, the earlier one staying until this is whole; the log, up to the step `logged`, is on the disk first."""
         if not self.world.first:
             return
-        length = 0
         if self._log_path.exists():
             with open(self._log_path, "rb") as file:
                 os.fsync(file.fileno())
-                length = os.path.getsize(self._log_path)
-        save_tensors(self._state_path, state | {"arguments": self._arguments, "log_bytes": length, "wandb_id": self.id})
+        save_tensors(self._state_path, state | {"arguments": self._arguments, "logged": logged, "wandb_id": self.id})
 
-    def _cut_log(self, length):
-        """What was logged after the state was saved is about to happen again."""
+    def _cut_log(self, logged):
+        """Take out this program's lines after the step `logged`, which are about to be written again, and lines that are not whole."""
         remove_partial(self._state_path)
-        with open(self._log_path, "ab") as file:
-            if file.tell() > length:
-                file.truncate(length)
+        kept = []
+        for text in self._log_path.read_text(encoding="utf-8", errors="replace").splitlines() if self._log_path.exists() else ():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if line["program"] != self.program or line["step"] <= logged:
+                kept.append(text + "\n")
+        write_text(self._log_path, "".join(kept))
 
     # --- log ---
 

@@ -46,6 +46,19 @@ class FullSimilarity(nn.Module):
         return self.matrix if ids is None else self.matrix[ids][:, ids]
 
 
+class FixedSimilarity(nn.Module):
+    """A given S [n, n] in which nothing is learned, such as one that an expert computed."""
+
+    kind = "fixed"
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.register_buffer("matrix", matrix.clone())
+
+    def forward(self, ids=None):
+        return self.matrix if ids is None else self.matrix[ids][:, ids]
+
+
 class IdentitySimilarity(nn.Module):
     """S = I, nothing learned: plain contrastive learning, and the similarity of a coreset."""
 
@@ -67,4 +80,4 @@ def build_similarity(kind, n, *, rank=10, alpha=1.0, generator=None):
         return FullSimilarity(n)
     if kind == "identity":
         return IdentitySimilarity(n)
-    raise UserError(f"--sim_type {kind!r} is unknown: expected lowrank, full or identity.")
+    raise UserError(f"A similarity of kind {kind!r} is unknown: expected lowrank, full or identity.")

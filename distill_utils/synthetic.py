@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from data.transforms import CLIP_MEAN, CLIP_STD, denormalise
 from distill_utils.errors import UserError
 from distill_utils.files import load_tensors, save_tensors
-from distill_utils.similarity import FullSimilarity, build_similarity
+from distill_utils.similarity import FixedSimilarity, FullSimilarity, build_similarity
 
 
 class SyntheticSet(nn.Module):
@@ -115,6 +115,8 @@ def _load_similarity(saved, meta, path):
     matrix = saved["similarity_mat"].float()
     if "sim_type" not in meta:
         return FullSimilarity(len(matrix), matrix)
+    if meta["sim_type"] == "fixed":
+        return FixedSimilarity(matrix)
     parameters, rank, alpha = saved.get("similarity_params"), meta.get("sim_rank", 1), meta.get("alpha", 1.0)
     foreign = UserError(f"{path}: similarity_params do not belong to a {meta['sim_type']} similarity of {len(matrix)} pairs.")
     if not isinstance(parameters, (list, tuple)) or not all(isinstance(value, torch.Tensor) for value in parameters):

@@ -202,6 +202,10 @@ class ExpertTrajectories:
         expert = int(torch.randint(len(self._experts), (), generator=generator))
         return expert, int(torch.randint(max_start_epoch, (), generator=generator))
 
+    def last(self, expert):
+        """An expert's last snapshot: flat `Weights` on the CPU."""
+        return Weights(*(flatten(tower[-1]).float() for tower in self._experts[expert][:2]))
+
     def pair(self, expert, start, expert_epochs, out=None):
         """Start and target of a given expert and epoch; an earlier pair given as `out` is overwritten, which spares its memory."""
         towers = self._experts[expert][:2]

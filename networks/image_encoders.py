@@ -7,8 +7,14 @@ import torch
 
 from distill_utils.errors import UserError
 
-# The names the published recipes use -> (timm name, checkpoint file looked for before the hub).
-_ALIASES = {"nfnet": ("nfnet_l0", "nfnet_l0_ra2-45c6688d.pth")}
+# Short names -> (timm name, checkpoint file looked for before the hub, options of timm.create_model).
+_ALIASES = {
+    "nfnet": ("nfnet_l0", "nfnet_l0_ra2-45c6688d.pth", {}),
+    "nf_regnet": ("nf_regnet_b1", "nf_regnet_b1.pth", {}),
+    "resnet18_gn": ("resnet18", "resnet18_gn.pth", {"norm_layer": "groupnorm"}),  # nowhere pretrained: a file or random weights
+    "vit": ("vit_tiny_patch16_224", "vit_tiny_patch16_224.pth", {}),
+    "convnext": ("convnext_tiny", "convnext_tiny.pth", {}),
+}
 
 
 def build_image_encoder(name, pretrained, checkpoint_dir):
@@ -18,7 +24,7 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
     from timm's hub otherwise. Without them the weights are random but always the same, as pretrained ones are: every expert
     and every student starts from one image tower, in both cases. Raises UserError for an unknown name and for weights that cannot be had.
     """
-    timm_name, file_name = _ALIASES.get(name, (name, f"{name}.pth"))
+    timm_name, file_name, options = _ALIASES.get(name, (name, f"{name}.pth", {}))
     if not timm.is_model(timm_name):
         raise UserError(f"--image_encoder {name!r} is neither {', '.join(_ALIASES)} nor the name of a timm model.")
     checkpoint = Path(checkpoint_dir) / file_name
@@ -26,7 +32,7 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = timm.create_model(timm_name, pretrained=from_hub, num_classes=0)
+            model = _create(timm_name, pretrained=from_hub, **options)
     except (OSError, RuntimeError) as error:
         if not from_hub:
             raise
@@ -37,6 +43,14 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
     if pretrained and not from_hub:
         _load_checkpoint(model, checkpoint)
     return model
+
+
+def _create(timm_name, **options):
+    """A timm model without classifier, for images of any size where it can be (transformers resample their position embedding)."""
+    try:
+        return timm.create_model(timm_name, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError:  # the model has no such option, and no need of it
+        return timm.create_model(timm_name, num_classes=0, **options)
 
 
 def enable_checkpointing(model, name):

@@ -1,73 +1,143 @@
 """Frozen text encoders through transformers, and their caption embeddings, computed once and cached."""
 
 import hashlib
+import json
 import os
 from collections import Counter
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast, CLIPTextModelWithProjection
+from transformers.utils import cached_file
 
 from distill_utils.errors import UserError
 
-# The names the published recipes use -> folder in checkpoint_dir, which is also the hub's id.
-_ALIASES = {"bert": "bert-base-uncased"}
+# Short names -> the hub's id; its last part is the folder looked for in checkpoint_dir.
+_ALIASES = {
+    "bert": "google-bert/bert-base-uncased",
+    "distilbert": "distilbert/distilbert-base-uncased",
+    "clip": "openai/clip-vit-base-patch32",
+    "gpt1": "openai-community/openai-gpt",
+    "bge": "BAAI/bge-base-en-v1.5",
+}
 TOY = "toy_bert"
 MAX_TOKENS = 64
 
 
-class TextEncoder:
-    """A frozen transformer in eval mode: captions to CLS vectors."""
+def _cls(output, mask):
+    return output.last_hidden_state[:, 0]
 
-    def __init__(self, tokenizer, model):
-        self.tokenizer = tokenizer
-        self.model = model.eval().requires_grad_(False)
+
+def _last_token(output, mask):
+    """Of a causal model only the last token has seen the whole caption."""
+    return output.last_hidden_state[torch.arange(len(mask)), mask.sum(dim=1) - 1]
+
+
+def _mean(output, mask):
+    weights = mask[:, :, None].to(output.last_hidden_state.dtype)
+    return (output.last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def _projected(output, mask):
+    return output.text_embeds
+
+
+POOLINGS = {"cls": _cls, "last": _last_token, "mean": _mean, "projected": _projected}
+_OF_TYPE = {"clip": "projected", "clip_text_model": "projected", "openai-gpt": "last", "gpt2": "last"}  # all others: cls
+
+
+class TextEncoder:
+    """A frozen transformer in eval mode: captions to one vector each, pooled as the model was trained to be.
+
+    pooling: cls (BERT and its kin), last (causal models), mean (sentence encoders that say so), or projected (CLIP's text tower);
+    normalised: to unit length. Vectors have `width` dimensions.
+    """
+
+    def __init__(self, tokenizer, model, pooling="cls", normalised=False):
+        self.tokenizer, self.model = tokenizer, model.eval().requires_grad_(False)
+        self.pooling, self.normalised = pooling, normalised
+        self.width = model.config.projection_dim if pooling == "projected" else model.config.hidden_size
+        if tokenizer.pad_token is None:  # GPT has none; what is padding is masked out, so that any token will do
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.padding_side = "right"
 
     @torch.no_grad()
     def __call__(self, captions, device, batch_size=256, progress=True):
         """float32 embeddings [len(captions), width] on the CPU; captions are cut at MAX_TOKENS tokens."""
         self.model.to(device)
-        vectors = torch.empty(len(captions), self.model.config.hidden_size)
+        vectors = torch.empty(len(captions), self.width)
         # Batches of captions of like length waste no work on padding.
         order = sorted(range(len(captions)), key=lambda i: (len(captions[i]), i))
         for start in tqdm(range(0, len(order), batch_size), desc="embedding captions", disable=not progress or len(order) < 2000):
             ids = order[start : start + batch_size]
-            tokens = self.tokenizer([captions[i] for i in ids], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-            vectors[ids] = self.model(**tokens.to(device)).last_hidden_state[:, 0].float().cpu()
+            tokens = self.tokenizer(
+                [captions[i] or " " for i in ids],
+                padding=True,
+                truncation=True,
+                max_length=MAX_TOKENS,
+                return_tensors="pt",
+                return_attention_mask=True,
+            ).to(device)
+            mask = tokens["attention_mask"]
+            pooled = POOLINGS[self.pooling](self.model(input_ids=tokens["input_ids"], attention_mask=mask), mask).float()
+            vectors[ids] = (F.normalize(pooled, dim=-1) if self.normalised else pooled).cpu()
         self.model.cpu()
         return vectors
 
     def fingerprint(self):
-        """A hash of the weights and the vocabulary."""
+        """A hash of the weights, the vocabulary and the pooling."""
         digest = hashlib.sha256(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        if (self.pooling, self.normalised) != ("cls", False):
+            digest.update(f"{self.pooling} {self.normalised}".encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
             digest.update(value.contiguous().view(torch.uint8).numpy().data if value.dim() else str(value.item()).encode())
         return digest.hexdigest()
 
 
+def _how_to_pool(source, config):
+    """(pooling, normalised): what a sentence encoder says in its own files, else what its kind of model was trained for."""
+    module = _optional_json(source, "1_Pooling/config.json")
+    normalised = any(str(part.get("type", "")).endswith("Normalize") for part in _optional_json(source, "modules.json") or [])
+    if module and module.get("pooling_mode_mean_tokens"):
+        return "mean", normalised
+    return _OF_TYPE.get(config.model_type, "cls"), normalised
+
+
+def _optional_json(source, name):
+    try:
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+    except (OSError, ValueError):
+        return None
+
+
 def build_text_encoder(name, *, pretrained=True, checkpoint_dir, seed=0):
     """The encoder `name`: an alias, a local folder, a folder of `checkpoint_dir`, or a hub id; with random weights if not pretrained."""
-    name = _ALIASES.get(name, name)
-    local = [path for path in (Path(checkpoint_dir) / name, Path(name)) if path.is_dir()]
-    source = str(local[0]) if local else name
+    hub_id = _ALIASES.get(name, name)
+    local = [path for path in (Path(checkpoint_dir) / hub_id.split("/")[-1], Path(hub_id)) if path.is_dir()]
+    source = str(local[0]) if local else hub_id
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
+        kind = CLIPTextModelWithProjection if config.model_type.startswith("clip") else AutoModel
         if pretrained:
-            model = AutoModel.from_pretrained(source)
+            model = kind.from_pretrained(source)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                model = AutoModel.from_config(AutoConfig.from_pretrained(source))
+                text_config = getattr(config, "text_config", config)
+                model = kind._from_config(text_config) if kind is CLIPTextModelWithProjection else kind.from_config(config)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        where = f"{source} is not a whole checkpoint" if local else f"no folder {Path(checkpoint_dir) / name}, and the hub gave none"
+        where = f"{source} is not a whole checkpoint" if local else f"no folder {Path(checkpoint_dir) / hub_id.split('/')[-1]}, and the hub gave none"
         raise UserError(f"--text_encoder {name!r} cannot be loaded: {where} ({str(error).strip().splitlines()[0]})") from error
     if not hasattr(model.config, "hidden_size"):
         raise UserError(f"--text_encoder {name!r} is a {type(model).__name__}, which has no single width of token vectors.")
-    return TextEncoder(tokenizer, model)
+    return TextEncoder(tokenizer, model, *_how_to_pool(source, config))
 
 
 def embed_captions(encoder, captions, *, cache_dir, device, progress=True):

@@ -23,6 +23,20 @@ class ProjectionHead(nn.Module):
         return self.layer_norm(projected + self.dropout(self.fc(self.gelu(projected))))
 
 
+class FrozenEncoder(nn.Module):
+    """An encoder whose weights, dropout and running statistics stay as they are, in training too; gradients reach its input."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder.eval().requires_grad_(False)
+
+    def forward(self, images):
+        return self.encoder(images)
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
 class TwoTower(nn.Module):
     """Images [B, 3, H, W] and text embeddings [B, T] to unit features, each [B, D].
 
@@ -58,6 +72,5 @@ def build_model(image_encoder, text_dim, *, pretrained, checkpoint_dir, trainabl
     if hasattr(encoder, "head_hidden_size"):  # timm: the pooled width where it differs from that of the feature map
         width = encoder.head_hidden_size
     if not trainable:
-        encoder.requires_grad_(False)
-        encoder = nn.Sequential(encoder, ProjectionHead(width, width))
+        encoder = nn.Sequential(FrozenEncoder(encoder), ProjectionHead(width, width))
     return TwoTower(encoder, ProjectionHead(text_dim, width))

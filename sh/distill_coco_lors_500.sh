@@ -2,10 +2,10 @@
 # LoRS, COCO, 499 pairs (as much storage as 500 plain ones): the published hyper-parameters.
 # sh sh/distill_coco_lors_500.sh [GPU] [more flags, which win]; experts first, without augmentation too: sh sh/buffer_coco.sh 0 --no_aug
 . "$(dirname "$0")/_env.sh"
-exec python distill_lors.py --dataset coco --image_encoder nfnet --text_encoder bert --image_size 224 \
+exec $LAUNCH distill_lors.py --dataset coco --image_encoder nfnet --text_encoder bert --image_size 224 \
     --buffer_path buffers --num_queries 499 --mini_batch_size 30 --syn_steps 8 --expert_epochs 1 --max_start_epoch 2 \
     --lr_img 5000 --lr_txt 5000 --lr_sim 500 --lr_lr 0.01 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 \
-    --momentum_syn 0.5 --momentum_lr 0.5 --momentum_sim 0.5 \
+    --momentum_syn 0.5 --momentum_lr 0.5 --momentum_sim 0.5 --clamp_lr 0.001 --max_lr 10 \
     --loss_type WBCE --sim_type lowrank --sim_rank 40 --alpha 1 --temperature 0.1 --merge_loss_branches --no_aug \
-    --pix_init real --txt_init real --gradient truncated --second_order forward \
+    --pix_init real --txt_init real --gradient truncated --second_order finite \
     --Iteration 3000 --eval_it 50 --num_eval 5 --epoch_eval_train 100 --batch_eval 128 --seed 0 "$@"

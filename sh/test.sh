@@ -3,4 +3,4 @@
 set -e
 sh "$(dirname "$0")/setup.sh"
 . "$(dirname "$0")/_env.sh"
-exec python -m pytest "$@"
+exec $LAUNCH -m pytest "$@"

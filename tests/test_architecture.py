@@ -29,6 +29,7 @@ FLOORS = {
     "distill_utils.evaluate": 3,
     "distill_utils.coreset": 3,
     "distill_utils.report": 3,
+    "distill_utils.export": 3,
     "buffer": 4,
     "distill_lors": 4,
     "distill_utils.benchmark": 4,

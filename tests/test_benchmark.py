@@ -26,10 +26,12 @@ def run(capsys, *flags):
     return result, printed
 
 
-def test_matching(in_process, capsys):
+def test_matching(in_process, capsys, tmp_path):
     cells = "reference,unroll,ours/full/finite,ours/truncated/forward"
     flags = ["--num_queries", "6", "--mini_batch_size", "4", "--expert_steps", "1", "--sim_rank", "2", "--whole"]
-    _, printed = run(capsys, "matching", *SMALL, *flags, "--cells", cells)
+    _, printed = run(capsys, "matching", *SMALL, *flags, "--cells", cells, "--figure", f"{tmp_path}/figure.svg")
+    figure = (tmp_path / "figure.svg").read_text()
+    assert figure.startswith("<?xml")
     found = {benchmark._cell_name(cell["scheme"], cell["gradient"], cell["second_order"]): cell for cell in printed["cells"]}
     assert set(found) == set(cells.split(","))
     for name, cell in found.items():

@@ -1,8 +1,10 @@
 """The flags: each is read, YAML and command line agree, every sh file's command is valid."""
 
 import ast
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,7 @@ def sh_commands(file):
     text = file.read_text().replace("\\\n", " ")
     variables = dict(re.findall(r'^(\w+)="([^"]*)"$', text, flags=re.M))
     for line in text.splitlines():
-        line = re.sub(r"\$(\w+)", lambda match: variables.get(match[1], match[0]), line.strip().removeprefix("exec "))
+        line = re.sub(r"\$(\w+)", lambda match: variables.get(match[1], match[0]), line.strip().removeprefix("exec ").replace("$LAUNCH ", "python "))
         if line.startswith("python "):
             words = [word for word in shlex.split(line)[1:] if word not in ("$@", "-m")]
             yield words[0], words[1:]
@@ -174,3 +176,41 @@ def test_switches_stand_alone_and_take_values():
     parse = lambda *arguments: config.parse(config.buffer_parser(""), arguments)  # noqa: E731
     assert parse("--no_aug").no_aug and parse("--no_aug", "True").no_aug and not parse("--no_aug=False").no_aug and not parse().no_aug
     assert not parse("--image_pretrained", "False").image_pretrained  # the reference's type=bool could not say so
+
+
+def test_the_first_argument_of_an_sh_file_is_the_gpu(tmp_path):
+    """_env.sh with `python` and `torchrun` that print how they are called."""
+    for name in ("python", "torchrun"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} gpu=$CUDA_VISIBLE_DEVICES $@"\n')
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": "x"}
+
+    def called(*arguments, **more):
+        done = subprocess.run(["sh", ROOT / "sh/buffer_flickr.sh", *arguments], env=environment | more, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert called().startswith("python gpu=0 buffer.py --dataset flickr")
+    assert called("--num_experts", "3").strip().endswith("--seed 0 --num_experts 3")
+    assert called("2", "--seed", "1").startswith("python gpu=2 buffer.py") and called("cpu").startswith("python gpu= buffer.py")
+    assert called("0,3,5").startswith("torchrun gpu=0,3,5 --standalone --nproc_per_node 3 buffer.py --dataset")
+    assert called(CUDA_VISIBLE_DEVICES="7").startswith("python gpu=7 ")
+
+
+@pytest.mark.parametrize("status, requeue_after, requeued", [(0, 0, False), (1, 0, True), (1, 600, False)])
+def test_a_slurm_job_runs_by_torchrun_and_queues_itself_again(tmp_path, status, requeue_after, requeued):
+    scripts = {
+        "srun": f'"$@"; exit {status}',
+        "torchrun": 'echo "torchrun $@"',
+        "scontrol": f'[ "$1" = show ] && echo node7 || echo "$@" > {tmp_path}/requeued',
+    }
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "42", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "node[7-8]"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": "x", "REQUEUE_AFTER": str(requeue_after)} | job
+    command = ["sh", ROOT / "sh/slurm_distill.sh", "sh/distill_coco_lors_100.sh", "--seed", "3"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    rendezvous = "--rdzv_id 42 --rdzv_backend c10d --rdzv_endpoint node7:29500"
+    assert done.stdout.startswith(f"torchrun --nnodes 2 --nproc_per_node 4 {rendezvous} distill_lors.py --dataset coco")
+    assert done.stdout.strip().endswith("--seed 0 --seed 3") and (tmp_path / "requeued").exists() == requeued

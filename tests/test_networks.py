@@ -5,10 +5,27 @@ import json
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    CLIPConfig,
+    CLIPModel,
+    DistilBertConfig,
+    DistilBertModel,
+    OpenAIGPTConfig,
+    OpenAIGPTModel,
+)
 
 from distill_utils.errors import UserError
+from distill_utils.losses import LOSSES
+from distill_utils.matching import Matcher
+from distill_utils.similarity import build_similarity
+from distill_utils.synthetic import SyntheticSet
+from distill_utils.training import sgd, train_epoch
+from distill_utils.trajectory import Weights, flatten, snapshot
 from networks import build_model
 from networks.image_encoders import build_image_encoder
 from networks.text_encoders import MAX_TOKENS, TextEncoder, build_text_encoder, embed_captions, ensure_toy_bert
@@ -74,15 +91,107 @@ def test_missing_or_wrong_image_weights_are_one_sentence(tmp_path):
         build_image_encoder("test_nfnet", True, tmp_path)
 
 
-def write_bert(folder, seed=0):
+def write_checkpoint(folder, make_model, seed=0):
+    """A folder with a tokenizer of CAPTIONS' words and make_model(number of words)."""
     folder.mkdir(parents=True, exist_ok=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({word for caption in CAPTIONS for word in caption.split()})]
     (folder / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
     torch.manual_seed(seed)
-    model = BertModel(BertConfig(vocab_size=len(words), hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16))
+    model = make_model(len(words))
     model.save_pretrained(folder)
-    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return model
+
+
+def small_bert(words):
+    return BertModel(BertConfig(vocab_size=words, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16))
+
+
+def write_bert(folder, seed=0):
+    return write_checkpoint(folder, small_bert, seed)
+
+
+def small_clip(words):
+    text = {"vocab_size": words, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    text |= {"eos_token_id": 3, "projection_dim": 6}
+    vision = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32, "patch_size": 16}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=6))
+
+
+def small_gpt(words):
+    return OpenAIGPTModel(OpenAIGPTConfig(vocab_size=words, n_positions=64, n_embd=8, n_layer=2, n_head=2))
+
+
+def small_distilbert(words):
+    return DistilBertModel(DistilBertConfig(vocab_size=words, dim=8, n_layers=2, n_heads=2, hidden_dim=16))
+
+
+@pytest.mark.parametrize(
+    "name, folder, make_model, expected",
+    [
+        ("distilbert", "distilbert-base-uncased", small_distilbert, lambda model, tokens: model(**tokens).last_hidden_state[:, 0]),
+        ("clip", "clip-vit-base-patch32", small_clip, lambda model, tokens: model.get_text_features(**tokens)),
+        ("gpt1", "openai-gpt", small_gpt, lambda model, tokens: model(**tokens).last_hidden_state[:, -1]),
+        ("bge", "bge-base-en-v1.5", small_bert, lambda model, tokens: F.normalize(model(**tokens).last_hidden_state[:, 0], dim=1)),
+        ("sentences", "sentences", small_bert, lambda model, tokens: model(**tokens).last_hidden_state.mean(dim=1)),
+    ],
+)
+def test_every_text_encoder_pools_as_it_was_trained_to(name, folder, make_model, expected, tmp_path):
+    model = write_checkpoint(tmp_path / folder, make_model).eval()
+    if name in ("bge", "sentences"):  # the files by which sentence encoders say how they pool
+        (tmp_path / folder / "1_Pooling").mkdir()
+        pooling = {"pooling_mode_cls_token": name == "bge", "pooling_mode_mean_tokens": name == "sentences"}
+        (tmp_path / folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
+        kinds = ["Transformer", "Pooling", *(["Normalize"] if name == "bge" else [])]
+        (tmp_path / folder / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.models.{kind}"} for kind in kinds]))
+    encoder = build_text_encoder(name, checkpoint_dir=tmp_path)
+    tokens = encoder.tokenizer([CAPTIONS[1]], return_tensors="pt")
+    with torch.no_grad():
+        alone = expected(model, {key: tokens[key] for key in ("input_ids", "attention_mask")})
+    alone = getattr(alone, "pooler_output", alone)
+    for batch_size in (1, 3, 100):  # among captions of other lengths: padding must not matter
+        vectors = encoder(CAPTIONS, "cpu", batch_size)
+        assert vectors.shape == (len(CAPTIONS), encoder.width) and torch.allclose(vectors[1], alone[0], atol=1e-5)
+
+
+IMAGE_ENCODERS = ["nf_resnet50", "nf_regnet", "resnet18", "resnet50", "resnet18_gn", "vit", "convnext", "efficientvit_m5"]
+
+
+@pytest.mark.parametrize("name", IMAGE_ENCODERS)
+def test_every_image_encoder_trains_matches_and_is_evaluated(name, tmp_path):
+    """One training step, one outer step and one pass in eval mode, from random weights."""
+    torch.manual_seed(0)
+    size = 64
+    model = build_model(name, 6, pretrained=False, checkpoint_dir=tmp_path)
+    images, texts = torch.randn(3, 3, size, size), torch.randn(3, 6)
+    start = Weights(*(flatten(tower).detach().clone() for tower in snapshot(model)))
+    loss = train_epoch(model, [(images, texts, torch.eye(3))], sgd(model, 0.01, 0.01), LOSSES["InfoNCE"], 0.07)
+    assert loss > 0
+    target = Weights(*(flatten(tower).detach().clone() for tower in snapshot(model)))
+    assert not torch.equal(start.img, target.img)
+    model.eval()
+    with torch.no_grad():
+        features = model.encode_images(images)
+    assert features.shape == (3, model.text_projection.fc.out_features) and torch.isfinite(features).all()
+    synthetic = SyntheticSet(images, texts, build_similarity("lowrank", 3, rank=1), 0.01, 0.01)
+    model.train()
+    if name in ("resnet18", "resnet50", "efficientvit_m5"):
+        with pytest.raises(UserError, match="needs an encoder without BatchNorm"):
+            Matcher(model, LOSSES["WBCE"])
+        model = build_model(name, 6, pretrained=False, checkpoint_dir=tmp_path, trainable=False).train()  # frozen, it can be matched
+        start = Weights(*(flatten(tower).detach().clone() for tower in snapshot(model)))
+        target = Weights(*(vector + 1e-3 * torch.randn_like(vector) for vector in start))
+    ids = [torch.tensor([0, 2]), torch.tensor([1, 0])]
+    loss = Matcher(model, LOSSES["WBCE"])(synthetic, start, target, ids, seed=0)
+    assert torch.isfinite(loss.grand) and all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in (synthetic.images, synthetic.texts))
+
+
+def test_a_frozen_tower_keeps_its_running_statistics(tmp_path):
+    model = build_model("resnet18", 6, pretrained=False, checkpoint_dir=tmp_path, trainable=False).train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model(torch.randn(2, 3, 64, 64), torch.randn(2, 6))
+    assert before and all(torch.equal(before[name], value) for name, value in model.named_buffers())
 
 
 def test_bert_is_found_in_the_checkpoint_folder_and_gives_cls_vectors(tmp_path):
@@ -113,7 +222,7 @@ def test_random_text_weights_on_demand(tmp_path):
 
 
 def test_missing_or_broken_text_encoders_are_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="'bert-base-uncased' cannot be loaded: no folder .* and the hub gave none"):
+    with pytest.raises(UserError, match="'bert' cannot be loaded: no folder .*bert-base-uncased, and the hub gave none"):
         build_text_encoder("bert", checkpoint_dir=tmp_path)
     write_bert(tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").write_bytes(b"12345")

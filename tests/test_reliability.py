@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from distill_utils.errors import UserError
 from distill_utils.files import load_tensors, save_tensors
 from distill_utils.synthetic import SyntheticSet
 from distill_utils.trajectory import ExpertTrajectories
+from networks import build_model
 
 EXPERTS_FOLDER = "toy/test_nfnet_toy_bert/InfoNCE"
 LONG = [
@@ -216,6 +218,17 @@ def test_more_iterations_go_on_as_if_they_had_been_asked_for_at_once(forker, hom
     assert_same_run(home / "logged_files/toy/undisturbed", home / "logged_files/toy/longer")
 
 
+def test_what_evaluate_logged_stays_when_the_run_goes_on(forker, home):
+    argv, directory = distill(home, "evaluated"), home / "logged_files/toy/evaluated"
+    assert forker.run("distill_lors", [*argv, "--Iteration", "10"], home) == 0
+    evaluate = [*toy(home), "--ckpt_path", directory, "--num_eval", "1", "--epoch_eval_train", "2"]
+    assert forker.run("distill_utils.evaluate", evaluate, home) == 0
+    assert forker.run("distill_lors", argv, home) == 0
+    log = lines_without_times(directory)
+    assert [line["program"] for line in log].count("evaluate") == 1
+    assert [line for line in log if line["program"] == "distill"] == lines_without_times(home / "logged_files/toy/undisturbed")
+
+
 def test_resume_from_takes_the_state_of_another_run(forker, home):
     assert forker.run("distill_lors", distill(home, "half", "--Iteration", "10"), home) == 0
     directory = home / "logged_files/toy/elsewhere"
@@ -251,6 +264,7 @@ def test_two_ranks_distil_as_one_even_when_one_is_killed(home):
     output = first.communicate(timeout=60)[0]
     assert first.returncode != 0 and time.perf_counter() - began < 60
     assert "Signal 9" in output or "SIGKILL" in output, output[-3000:]
+    assert "another process of this job has died" in output.lower() or "interrupted by SIGTERM" in output, output[-3000:]
     again = torchrun("distill_lors", argv, home)
     assert again.communicate(timeout=120)[0] is not None and again.returncode == 0
     alone = home / "logged_files/toy/one_rank"
@@ -311,6 +325,13 @@ def test_experts_that_would_not_fit_are_refused_before_any_is_trained(home, tmp_
     monkeypatch.setattr(buffer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(UserError, match="2 experts need .* GiB while they train, but .* 0.00 GiB free: see --keep_snapshots"):
         buffer.main([*toy(home), *EXPERTS, "--buffer_path", f"{tmp_path}/buffers"])
+
+
+def test_the_published_experts_fit_in_what_is_promised():
+    model = build_model("nfnet", 768, pretrained=False, checkpoint_dir="none")
+    size = partial(buffer.stored_bytes, model, 20)
+    gib = [size(11, torch.float32, False), size(3, torch.float32, True), size(3, torch.bfloat16, True)]
+    assert [round(value / 2**30, 1) for value in gib] == [32.7, 6.6, 3.3]
 
 
 def test_compact_buffers_hold_the_same_snapshots_in_less(forker, home, tmp_path):
