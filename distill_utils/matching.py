@@ -160,6 +160,7 @@ class Matcher:
             g, g_z = student.gradients(batch, with_theta=True, with_z=self._derivative.wants_z)
             self._derivative.keep(t, len(batches), g, g_z)
             student.descend(g, eta)
+            del g  # or the next step's gradients would need memory beside these
 
     def _objective(self, start, target):
         """The loss at theta_T, where the student stands; lambda_T goes to `_final`, whose memory is kept between outer steps."""
