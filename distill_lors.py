@@ -12,11 +12,13 @@ from tqdm import tqdm
 from distill_utils import config
 from distill_utils.coreset import real_set
 from distill_utils.errors import Diverged, UserError
-from distill_utils.evaluate import METRICS, evaluate_synthetic_set, require_fits
-from distill_utils.files import load_tensors, write_json
+from distill_utils.evaluate import METRICS, evaluate_synthetic_set, format_table, require_fits, summarise_runs
+from distill_utils.files import load_tensors, read_json, write_json
 from distill_utils.flags import experts_folder, made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.matching import Matcher, gradient_agreement, require_combination, require_no_running_statistics
+from distill_utils.memory import peak_mb
+from distill_utils.parallel import is_first
 from distill_utils.report import nearest_captions
 from distill_utils.run import Run, derive_seed, generator, run_program, undisturbed
 from distill_utils.similarity import FixedSimilarity, build_similarity
@@ -171,7 +173,8 @@ class Distillation:
                         lr.clamp_(self.clamp_lr, self.max_lr)
                 values |= {"Loss/grand": float(loss.grand), "Loss/img_grand": float(loss.img), "Loss/txt_grand": float(loss.txt)}
             values |= {"Synthetic_LR/Image": synthetic.lr_img.item(), "Synthetic_LR/Text": synthetic.lr_txt.item()}
-            self.step, self.unlogged = step, values | {"seconds": round(time.perf_counter() - began, 4)}
+            values |= {"seconds": round(time.perf_counter() - began, 4), "memory_mb": round(peak_mb(synthetic.images.device) or 0)}
+            self.step, self.unlogged = step, values
 
     def _skip(self, reason):
         """Leave the set as it is; after too many times, go back to the last good one with half the step sizes."""
@@ -312,9 +315,9 @@ def outer_loop(args, run, outer, evaluations, evaluate):
                 evaluating = step % args.eval_it == 0 or step in (outer.first_step, args.Iteration)
                 if evaluating:
                     values = values | save_and_evaluate(run, outer.synthetic, step, evaluations, evaluate)
-                if evaluations:
-                    best = evaluations[selected_step(evaluations)]["r_mean"]["mean"]
-                    bar.set_postfix(loss=f"{values.get('Loss/grand', float('nan')):.3f}", r_mean=f"{best:.1f}")
+                best = evaluations[selected_step(evaluations)]["r_mean"]["mean"] if evaluations else float("nan")
+                loss, memory = values.get("Loss/grand", float("nan")), values.get("memory_mb", 0) / 1024
+                bar.set_postfix_str(f"loss {loss:.3f}, best r_mean {best:.1f}, {memory:.1f} GiB")
                 with undisturbed():
                     run.log(step, values)
                     outer.unlogged = None
@@ -332,10 +335,31 @@ def outer_loop(args, run, outer, evaluations, evaluate):
         bar.close()
 
 
+def distill_seeds(args, argv):
+    """--num_seeds distillations one after another; prints their selected sets' recall and its mean over them, and returns the folders."""
+    name = args.name or _default_name(args)
+    seeds = range(args.seed, args.seed + args.num_seeds)
+    folders = [main([*argv, "--num_seeds", "1", "--seed", str(seed), "--name", f"{name}_seed{seed}"]) for seed in seeds]
+    rows = {}
+    for seed, folder in zip(seeds, folders):
+        results = read_json(folder / "results.json")
+        rows[f"seed {seed}"] = next(result for result in results["evaluations"] if result["step"] == results["selected_step"])
+    if is_first():
+        print(f"test recall in %, outer step and epoch chosen on val; the last row is over the {len(rows)} distillations")
+        print(format_table(rows | {"all": summarise_runs(list(rows.values()))}))
+    return folders
+
+
+def _default_name(args):
+    return f"lors_{args.num_queries}"
+
+
 def main(argv=None):
     args = config.parse(config.distill_parser(__doc__), argv)
     require_flags_that_combine(args)
-    run = Run(args, "distill", default_name=f"lors_{args.num_queries}", resume=args.resume == "auto", divided=True)
+    if args.num_seeds > 1:
+        return distill_seeds(args, argv)
+    run = Run(args, "distill", default_name=_default_name(args), resume=args.resume == "auto", divided=True)
     state = run.state
     if state and state["step"] >= args.Iteration and state.get("unlogged") is None:
         print(f"{run.directory} already has its {state['step']} outer steps: --Iteration for more, --fresh to begin anew.")

@@ -31,6 +31,7 @@ from distill_utils.files import atomic_path
 from distill_utils.flags import model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.matching import DERIVATIVES, GRADIENTS, Matcher, gradient_agreement, require_combination
+from distill_utils.memory import peak_mb, reset_peak, synchronise
 from distill_utils.precision import set_precision
 from distill_utils.retrieval import recall_from_scores, retrieval_recall
 from distill_utils.run import generator, provenance, resolve_device, run_program
@@ -69,32 +70,6 @@ def _send_result(sender, function, args):
         sender.send(function(*args))
     except (UserError, RuntimeError, MemoryError) as error:
         sender.send({"error": str(error).strip().splitlines()[0]})
-
-
-def synchronise(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def reset_peak(device):
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from what is resident now
-        except OSError:
-            pass
-
-
-def peak_mb(device):
-    """MB at most in use since `reset_peak`: of the GPU, or resident in this process (None where the system does not say)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def timed(step, device, repeats, warm_up=1):

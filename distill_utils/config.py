@@ -238,23 +238,30 @@ def _resume_flags(parser):
 def distill_parser(doc):
     parser = _parser(doc, _distill_flags, _student_flags, _resume_flags)
     parser.add_argument("--eval_it", type=count, default=50, help="outer steps between evaluations, each of which saves the set")
+    parser.add_argument("--num_seeds", type=count, default=1, help="whole distillations, each in a run of its own: NAME_seed0, NAME_seed1, ...")
+    return parser
+
+
+def _set_flags(parser):
+    add = parser.add_argument_group("what to evaluate").add_argument
+    add("--ckpt_path", required=True, metavar="PATH", help="a distilled_*.pt, or a run's folder: its set chosen on val")
+    add("--loss_type", choices=LOSSES, help="loss of the students (default: the one the set was made for)")
+
+
+def crossarch_parser(doc):
+    parser = _parser(doc, _student_flags, _set_flags)
+    add = parser.add_argument_group("architectures").add_argument
+    add("--image_encoders", type=names, default=(), metavar="NAME,...", help="students' image encoders (default: --image_encoder)")
+    add("--text_encoders", type=names, default=(), metavar="NAME,...", help="students' text encoders (default: --text_encoder)")
     return parser
 
 
 def evaluate_parser(doc):
-    parser = _parser(doc, _student_flags)
-    add = parser.add_argument_group("what to evaluate").add_argument
-    add("--ckpt_path", required=True, metavar="PATH", help="a distilled_*.pt, or a run's folder: its set chosen on val")
-    add("--loss_type", choices=LOSSES, help="loss of the students (default: the one the set was made for)")
-    add(
-        "--baselines",
-        type=boolean,
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="true|false",
-        help="also train random real pairs, as many, and quote the experts",
-    )
+    parser = _parser(doc, _student_flags, _set_flags)
+    group = parser.add_argument_group("beside it")
+    add = group.add_argument
+    _switch(group, "--baselines", False, "also train random real pairs, as many, and quote the experts")
+    _switch(group, "--breakdown", False, "also recall by length of the caption and by number of captions of the image")
     add("--buffer_path", default="buffers", metavar="DIR", help="folder of the experts, for --baselines")
     return parser
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from scipy import stats
 from tqdm import tqdm
 
 from data.transforms import normalise
@@ -17,7 +18,7 @@ from distill_utils.files import read_json
 from distill_utils.flags import experts_folder, model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.parallel import ALONE
-from distill_utils.retrieval import retrieval_recall
+from distill_utils.retrieval import recall_by_group, recall_from_ranks, retrieval_ranks
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.synthetic import SyntheticSet
 from distill_utils.training import train_student
@@ -28,12 +29,14 @@ _MEASUREMENTS = 10  # per student: recall after every tenth of its training
 
 
 @torch.no_grad()
-def gallery_recall(model, gallery, device, batch_size=256):
-    """retrieval_recall of a model in eval mode on a Gallery."""
+def gallery_recall(model, gallery, device, batch_size=256, breakdown=False):
+    """retrieval_recall of a model in eval mode on a Gallery; with "breakdown", recall_by_group, when asked for."""
     model.eval()
     images = torch.cat([model.encode_images(normalise(batch.to(device))) for batch in gallery.images.split(batch_size)])
     texts = torch.cat([model.encode_texts(batch.to(device)) for batch in gallery.texts.split(8192)])
-    return retrieval_recall(images, texts, gallery.txt2img)
+    ranks = retrieval_ranks(images, texts, gallery.txt2img)
+    groups = {"breakdown": recall_by_group(gallery.captions, gallery.txt2img, *ranks)} if breakdown else {}
+    return recall_from_ranks(*ranks) | groups
 
 
 def choose_epochs(curve):
@@ -58,7 +61,22 @@ def summarise(values):
 def summarise_students(students):
     """The headline (protocol val) at top level, every protocol under its name, and the students themselves."""
     protocols = {protocol: {key: summarise([student[protocol][key] for student in students]) for key in METRICS} for protocol in PROTOCOLS}
-    return protocols["val"] | {"protocols": protocols, "val_r_mean": summarise([student["val_r_mean"] for student in students]), "students": students}
+    summary = protocols["val"] | {"protocols": protocols, "val_r_mean": summarise([student["val_r_mean"] for student in students])}
+    if "breakdown" in students[0]["val"]:
+        groups = [student["val"]["breakdown"] for student in students]
+        summary["breakdown"] = {
+            group: {key: value if key == "queries" else summarise([of_student[group][key] for of_student in groups]) for key, value in cells.items()}
+            for group, cells in groups[0].items()
+        }
+    return summary | {"students": students}
+
+
+def summarise_runs(results):
+    """Mean and deviation over whole distillations: of each, the mean over its students is one value."""
+    protocols = {
+        protocol: {key: summarise([result["protocols"][protocol][key]["mean"] for result in results]) for key in METRICS} for protocol in PROTOCOLS
+    }
+    return protocols["val"] | {"protocols": protocols}
 
 
 def evaluate_synthetic_set(
@@ -76,12 +94,13 @@ def evaluate_synthetic_set(
     device="cpu",
     precision="fp32",
     progress=True,
+    breakdown=False,
     world=ALONE,
 ):
     """Recall of `num_eval` fresh students trained on the set, each under its own seed; see `summarise_students`.
 
     make_model() -> TwoTower, called once a student under that student's seed. lrs: (image, text) learning rates; the set's own if
-    None. world: the processes that divide the students. Raises Diverged when a student does.
+    None. breakdown: recall by group of queries too. world: the processes that divide the students. Raises Diverged when a student does.
     """
     synthetic = synthetic.to(device)
     lr_img, lr_txt = lrs or (synthetic.lr_img.item(), synthetic.lr_txt.item())
@@ -109,22 +128,54 @@ def evaluate_synthetic_set(
             for epoch, loss in training:
                 bar.update()
                 if epoch in measured:
-                    recalls = {split: gallery_recall(model, gallery, device) for split, gallery in task.galleries.items()}
+                    recalls = {split: gallery_recall(model, gallery, device, breakdown=breakdown) for split, gallery in task.galleries.items()}
                     curve.append({"epoch": epoch, "train_loss": loss} | recalls)
         return choose_epochs(curve) | {"seed": student_seed, "curve": curve}
 
     with bar:
         students = world.map([partial(student, number) for number in range(num_eval)], device)
-    return summarise_students(students) | {"pairs": len(synthetic), "loss": loss_type, "lr_img": lr_img, "lr_txt": lr_txt, "epochs": epochs}
+    made_with = {"pairs": len(synthetic), "storage": synthetic.storage(), "loss": loss_type, "lr_img": lr_img, "lr_txt": lr_txt, "epochs": epochs}
+    return summarise_students(students) | made_with
+
+
+def confidence(cell):
+    """Half the width of the 95 % confidence interval of a mean, from Student's t; NaN for a single value."""
+    n = cell["n"]
+    return float(stats.t.ppf(0.975, n - 1)) * cell["std"] / n**0.5 if n > 1 else float("nan")
+
+
+def _text(cell):
+    return f"{cell['mean']:.1f} ± {cell['std']:.1f}"
 
 
 def format_table(rows):
-    """Aligned text of {name: result}: mean +- std of every metric, by the val protocol."""
-    header = ["", *METRICS, "n"]
+    """Aligned text of {name: result}: mean +- std of every metric by the val protocol, its r_mean's 95 % interval, r_mean by the
+    other protocols, the number of students, and the storage in numbers of plain pairs where it is known."""
+    header = ["", *METRICS, "95 %", "last", "best", "n", "plain pairs"]
     lines = [
-        [name, *(f"{result[key]['mean']:.1f} ± {result[key]['std']:.1f}" for key in METRICS), str(result["r_mean"]["n"])]
+        [name, "diverged", *[""] * (len(header) - 2)]
+        if "diverged" in result
+        else [
+            name,
+            *(_text(result[key]) for key in METRICS),
+            f"± {confidence(result['r_mean']):.1f}",
+            *(_text(result["protocols"][protocol]["r_mean"]) for protocol in ("last", "best")),
+            str(result["r_mean"]["n"]),
+            f"{result['storage']:.2f}" if "storage" in result else "",
+        ]
         for name, result in rows.items()
     ]
+    return _aligned(header, lines)
+
+
+def format_breakdown(groups):
+    """Aligned text of a result's "breakdown"."""
+    keys = [[key for key in cells if key != "queries"] for cells in groups.values()]
+    lines = [[group, str(cells["queries"]), *(_text(cells[key]) for key in own)] for (group, cells), own in zip(groups.items(), keys)]
+    return _aligned(["queries", "number", "R@1", "R@5", "R@10"], lines)
+
+
+def _aligned(header, lines):
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
@@ -224,7 +275,8 @@ def main(argv=None):
         draws = [real_set(task, select("random", task, len(synthetic), numbers), {}) for _ in range(args.num_eval)]
         rows |= random_baselines(draws, (synthetic.lr_img.item(), synthetic.lr_txt.item()), loss_type, evaluate_draw, run_all)
     seed = derive_seed(args.seed, "evaluate")
-    rows["distilled"] = evaluate(synthetic, num_eval=args.num_eval, loss_type=loss_type, seed=seed, world=run.world) | {"file": path.name}
+    rows["distilled"] = evaluate(synthetic, num_eval=args.num_eval, loss_type=loss_type, seed=seed, breakdown=args.breakdown, world=run.world)
+    rows["distilled"] |= {"file": path.name}
     if args.baselines:
         rows["full"] = experts_row(experts_folder(args))
     run.update_results(rows)
@@ -233,6 +285,9 @@ def main(argv=None):
     if run.world.first:
         print(f"{path}: {len(synthetic)} pairs, test recall in %, epoch chosen on val")
         print(format_table(rows))
+        if args.breakdown:
+            print("\ndistilled, by kind of query (text to image, image to text)")
+            print(format_breakdown(rows["distilled"]["breakdown"]))
     return rows
 
 

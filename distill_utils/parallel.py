@@ -94,6 +94,11 @@ def local_device():
     return f"cuda:{int(os.environ['LOCAL_RANK'])}" if "LOCAL_RANK" in os.environ and torch.cuda.is_available() else None
 
 
+def is_first():
+    """Whether this process is the one that prints, also before it has joined the others."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def join(device):
     """The World that torchrun's environment variables describe: NCCL between GPUs, gloo between CPUs; ALONE without them."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:

@@ -41,26 +41,54 @@ def retrieval_recall(image_features, text_features, txt2img, ks=(1, 5, 10)):
     the first K; `r_mean`: the mean of all. A rank counts every wrong item that scores at least as high as the right one, so ties
     count against the model. Raises UserError for non-finite features, for indices out of range and for images without text.
     """
+    return recall_from_ranks(*retrieval_ranks(image_features, text_features, txt2img), ks)
+
+
+def retrieval_ranks(image_features, text_features, txt2img):
+    """The rank, from 0, of every text's image among the images [M], and of every image's best text among the others' texts [N]."""
     _require_finite(image_features, "image")
     _require_finite(text_features, "text")
     n, m = len(image_features), len(text_features)
     txt2img = txt2img.to(image_features.device)
     if txt2img.shape != (m,) or not torch.equal(txt2img.unique(), torch.arange(n, device=txt2img.device)):
         raise UserError(f"txt2img must name, for each of {m} texts, one of {n} images, and every image at least once.")
+    return ranks_from_scores(image_features @ text_features.T, txt2img)
 
-    return recall_from_scores(image_features @ text_features.T, txt2img, ks)
 
-
-def recall_from_scores(scores, txt2img, ks=(1, 5, 10)):
-    """`retrieval_recall` of a score matrix [N, M] of images against texts."""
+def ranks_from_scores(scores, txt2img):
+    """`retrieval_ranks` of a score matrix [N, M] of images against texts."""
     n, m = scores.shape
     # Right scores come out of the same matrix, so that equal vectors tie exactly.
     right = scores[txt2img, torch.arange(m, device=scores.device)]  # [M]
     best = right.new_full((n,), -torch.inf).scatter_reduce(0, txt2img, right, "amax")  # [N], of each image's own texts
     images_at_least, texts_at_least = _count_at_least(scores, right, best)
-    image_ranks = images_at_least - 1  # [M]; the right image itself does not count
     own_at_best = torch.bincount(txt2img[right >= best[txt2img]], minlength=n)
-    text_ranks = texts_at_least - own_at_best  # [N]
+    return images_at_least - 1, texts_at_least - own_at_best  # the right image itself does not count, nor do an image's own texts
+
+
+def recall_from_ranks(image_ranks, text_ranks, ks=(1, 5, 10)):
+    """`retrieval_recall` from the ranks of texts' images and of images' texts."""
     result = _recall(image_ranks, ks, "img") | _recall(text_ranks, ks, "txt")
-    result["r_mean"] = sum(result.values()) / len(result)
-    return result
+    return result | {"r_mean": sum(result.values()) / len(result)}
+
+
+def recall_from_scores(scores, txt2img, ks=(1, 5, 10)):
+    """`retrieval_recall` of a score matrix [N, M] of images against texts."""
+    return recall_from_ranks(*ranks_from_scores(scores, txt2img), ks)
+
+
+def recall_by_group(captions, txt2img, image_ranks, text_ranks, ks=(1, 5, 10)):
+    """{group: {"queries", recall at `ks`}}: texts by their length in words (four groups), images by their number of captions."""
+    words = torch.tensor([len(caption.split()) for caption in captions])
+    edges = sorted(set(torch.quantile(words.float(), torch.tensor([0.25, 0.5, 0.75, 1.0])).ceil().int().tolist()))
+    groups, low = {}, int(words.min())
+    for high in edges:
+        chosen = (words >= low) & (words <= high)
+        if chosen.any():
+            groups[f"captions of {low} to {high} words"] = {"queries": int(chosen.sum())} | _recall(image_ranks.cpu()[chosen], ks, "img")
+            low = high + 1
+    counts = torch.bincount(txt2img.cpu(), minlength=len(text_ranks))
+    for count in counts.unique().tolist():
+        chosen = counts == count
+        groups[f"images with {count} captions"] = {"queries": int(chosen.sum())} | _recall(text_ranks.cpu()[chosen], ks, "txt")
+    return groups

@@ -47,6 +47,15 @@ class SyntheticSet(nn.Module):
         """Images, texts and S, detached."""
         return self.images.detach(), self.texts.detach(), self.similarity().detach().clone()
 
+    def storage(self):
+        """The numbers that the set consists of, in plain image-text pairs: N and what the similarity and the two rates add.
+
+        A low-rank similarity adds 1 + 2 r numbers a pair: the published sets of N - 1 pairs are no larger than N plain ones.
+        """
+        pairs = self.images.numel() + self.texts.numel()
+        similarity = sum(value.numel() for value in self.similarity.state_dict().values())
+        return (pairs + similarity + 2) * len(self) / pairs
+
     def pixels(self):
         """The images in [0, 1], [N, 3, H, W]."""
         return denormalise(self.images.detach(), self.meta["mean"], self.meta["std"])

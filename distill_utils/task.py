@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,7 +54,8 @@ def _decode(dataset, num_workers, what):
 class RetrievalTask:
     """Everything that is about the real data; nothing in it is learned.
 
-    `train.captions`, `train.image_index` and `train_texts` [P, T] describe the pairs; `galleries` has "val" and "test".
+    `train.captions`, `train.image_index` and `train_texts` [P, T] describe the pairs; `galleries` has "val" and "test";
+    embed(captions) gives other captions' embeddings.
     """
 
     def __init__(
@@ -78,8 +80,8 @@ class RetrievalTask:
         name = str(ensure_toy_bert(self.train.captions, checkpoint_dir)) if text_encoder == TOY else text_encoder
         encoder = build_text_encoder(name, pretrained=text_pretrained, checkpoint_dir=checkpoint_dir)
         self.text_encoder, self.text_fingerprint = text_encoder, encoder.fingerprint()
-        cache_dir = Path(checkpoint_dir) / "caption_embeddings"
-        self.train_texts, *texts = (embed_captions(encoder, split.captions, cache_dir=cache_dir, device=device) for split in (self.train, *held_out))
+        self.embed = partial(embed_captions, encoder, cache_dir=Path(checkpoint_dir) / "caption_embeddings", device=device)
+        self.train_texts, *texts = (self.embed(split.captions) for split in (self.train, *held_out))
         self.galleries = {
             split: Gallery(_decode(gallery, num_workers, f"{split} images"), embeddings, gallery.captions, gallery.txt2img)
             for split, gallery, embeddings in zip(("val", "test"), held_out, texts)

@@ -19,6 +19,7 @@ PROGRAMS = {
     "distill_lors.py": config.distill_parser,
     "distill_utils.evaluate": config.evaluate_parser,
     "distill_utils.coreset": config.coreset_parser,
+    "distill_utils.crossarch": config.crossarch_parser,
     "distill_utils.benchmark": config.benchmark_parser,
 }
 REFERENCE_FLAGS = """
@@ -71,12 +72,12 @@ def sh_commands(file):
 def test_every_sh_file_gives_flags_that_parse(file):
     for program, arguments in sh_commands(file):
         if program in PROGRAMS:
-            if program == "distill_utils.evaluate" and "--ckpt_path" not in arguments:
+            if program in ("distill_utils.evaluate", "distill_utils.crossarch") and "--ckpt_path" not in arguments:
                 arguments = [*arguments, "--ckpt_path", "x"]
             args = config.parse(
                 PROGRAMS[program](""), [re.sub(r"\$\{\w+:-(\w+)\}|\$\w+", r"\g<1>" if ":-" in word else "0", word) for word in arguments]
             )
-            assert args.dataset in file.name or "toy" in args.dataset or file.name in ("evaluate.sh", "coreset.sh")
+            assert args.dataset in file.name or "toy" in args.dataset or file.name in ("evaluate.sh", "coreset.sh", "crossarch.sh")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from commands import DISTILL, EXPERTS, ROOT, read_log, toy
 
 import buffer
 import distill_lors
-from distill_utils import coreset, evaluate
+from distill_utils import coreset, crossarch, evaluate
 from distill_utils.errors import UserError
 from distill_utils.report import main as report
 from distill_utils.synthetic import SyntheticSet
+from networks.text_encoders import ensure_toy_bert
 
 METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
 
@@ -102,7 +103,7 @@ def test_args_yaml_replays_the_run_to_the_byte(here):
     for step in (0, 3):
         one, two = (torch.load(directory / f"distilled_{step}.pt", weights_only=True) for directory in (first, second))
         assert all(torch.equal(one[key], two[key]) for key in ("image", "text", "similarity_mat", "syn_lr_img"))
-    drop = lambda line: {key: value for key, value in line.items() if key not in ("time", "seconds")}  # noqa: E731
+    drop = lambda line: {key: value for key, value in line.items() if key not in ("time", "seconds", "memory_mb")}  # noqa: E731
     assert [drop(line) for line in read_log(first)] == [drop(line) for line in read_log(second)]
     other = distill(here, "three", "--seed", "6")
     assert not torch.equal(SyntheticSet.load(other / "distilled_3.pt").images, SyntheticSet.load(first / "distilled_3.pt").images)
@@ -115,6 +116,7 @@ def test_args_yaml_replays_the_run_to_the_byte(here):
         ("--second_order", "finite", "--sim_type", "full", "--loss_type", "KL"),
         ("--sim_type", "identity", "--loss_type", "InfoNCE", "--pix_init", "noise", "--txt_init", "noise"),
         ("--momentum_syn", "0", "--lr_lr", "0"),
+        ("--sim_type", "expert", "--learn", "images,lrs"),
     ],
 )
 def test_variants_run(here, more):
@@ -123,8 +125,24 @@ def test_variants_run(here, more):
     assert all(torch.isfinite(parameter).all() for parameter in synthetic.parameters())
     if "--lr_lr" in more:
         assert synthetic.lr_img.item() == pytest.approx(0.1)
+    if "--learn" in more:
+        first = SyntheticSet.load(directory / "distilled_0.pt")
+        assert torch.equal(first.texts, synthetic.texts) and not torch.equal(first.images, synthetic.images)
+        similarity = synthetic.similarity()
+        assert similarity.diagonal().eq(1).all() and not torch.equal(similarity, torch.eye(6)) and 0 <= similarity.min() <= similarity.max() <= 1
     if "noise" in more:
         assert synthetic.meta["source_captions"] == [None] * 6
+
+
+def test_several_seeds_are_several_runs_and_one_table(here, capsys):
+    folders = distill(here, "seeds", "--num_seeds", "2", "--Iteration", "1", "--num_eval", "1", "--seed", "3")
+    assert [folder.name for folder in folders] == ["seeds_seed3", "seeds_seed4"]
+    results = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    means = [next(e for e in r["evaluations"] if e["step"] == r["selected_step"])["r_mean"]["mean"] for r in results]
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("all "))
+    assert f"{sum(means) / 2:.1f} ± " in line
+    alone = distill(here, "alone", "--Iteration", "1", "--num_eval", "1", "--seed", "4")
+    assert torch.equal(*(SyntheticSet.load(folder / "distilled_1.pt").images for folder in (alone, folders[1])))
 
 
 def test_resume_from_goes_on_at_its_step(here):
@@ -152,6 +170,30 @@ def test_a_coreset_is_a_synthetic_set(here):
     assert torch.equal(synthetic.similarity(), torch.eye(6)) and synthetic.similarity.kind == "identity"
     rows = evaluate.main([*toy(here), "--ckpt_path", str(path), "--num_eval", "1", "--epoch_eval_train", "2"])
     assert rows["distilled"]["loss"] == "InfoNCE"
+
+
+def test_students_of_other_architectures(here, capsys):
+    path = coreset.main(["random", *toy(here), "--num_queries", "6", "--name", "crossed"])
+    other = ensure_toy_bert(["other words", "make another encoder"], here / "checkpoints", width=32)
+    flags = ["--ckpt_path", str(path), "--num_eval", "1", "--epoch_eval_train", "2"]
+    lists = ["--image_encoders", "test_nfnet,test_vit", "--text_encoders", f"toy_bert,{other}"]
+    rows = crossarch.main([*toy(here), *flags, *lists])
+    assert [name.endswith("(source captions)") for name in rows] == [False, False, True, True] and len(rows) == 4
+    assert json.loads((path.parent / "results.json").read_text())["cross"].keys() == rows.keys()
+    assert "test_vit + toy_bert" in capsys.readouterr().out
+    saved = torch.load(path, weights_only=True)
+    torch.save(saved | {"meta": saved["meta"] | {"source_captions": None}}, path)
+    with pytest.raises(UserError, match="not the captions they began as"):
+        crossarch.main([*toy(here), *flags, *lists])
+
+
+def test_evaluate_breaks_recall_down(here, capsys):
+    path = coreset.main(["random", *toy(here), "--num_queries", "6", "--name", "broken_down"])
+    rows = evaluate.main([*toy(here), "--ckpt_path", str(path), "--num_eval", "2", "--epoch_eval_train", "2", "--breakdown"])
+    groups = rows["distilled"]["breakdown"]
+    assert groups["images with 5 captions"]["queries"] == 7 and groups["images with 5 captions"]["txt_r1"] == rows["distilled"]["txt_r1"]
+    out = capsys.readouterr().out
+    assert "images with 5 captions" in out and "plain pairs" in out and "6.00" in out
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def distill(folder, name, *more):
 
 
 def lines_without_times(directory):
-    return [{key: value for key, value in line.items() if key not in ("time", "seconds")} for line in read_log(directory)]
+    return [{key: value for key, value in line.items() if key not in ("time", "seconds", "memory_mb")} for line in read_log(directory)]
 
 
 def assert_same_run(one, other):

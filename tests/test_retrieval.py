@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from distill_utils.errors import UserError
-from distill_utils.retrieval import retrieval_recall
+from distill_utils.retrieval import recall_by_group, retrieval_ranks, retrieval_recall
 
 
 def naive(image_features, text_features, txt2img, ks=(1, 5, 10)):
@@ -79,3 +79,26 @@ def test_non_finite_features_raise(value, side):
 def test_a_wrong_index_is_refused(txt2img):
     with pytest.raises(UserError, match="txt2img"):
         retrieval_recall(torch.ones(3, 2), torch.ones(3, 2), torch.tensor(txt2img))
+
+
+def test_groups_are_a_partition_whose_recalls_average_to_the_whole():
+    torch.manual_seed(0)
+    counts = [1, 5, 2, 5, 5, 1, 7, 2]
+    txt2img = torch.repeat_interleave(torch.arange(8), torch.tensor(counts))
+    images = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
+    texts = torch.nn.functional.normalize(images[txt2img] + torch.randn(len(txt2img), 4), dim=1)
+    captions = [" ".join(["word"] * int(n)) for n in torch.randint(1, 12, (len(txt2img),))]
+    groups = recall_by_group(captions, txt2img, *retrieval_ranks(images, texts, txt2img))
+    whole = retrieval_recall(images, texts, txt2img)
+    for prefix, side, total in (("captions of", "img", len(captions)), ("images with", "txt", 8)):
+        own = [cells for name, cells in groups.items() if name.startswith(prefix)]
+        assert sum(cells["queries"] for cells in own) == total
+        for k in (1, 5, 10):
+            assert sum(cells["queries"] * cells[f"{side}_r{k}"] for cells in own) / total == pytest.approx(whole[f"{side}_r{k}"])
+    assert groups["images with 5 captions"]["queries"] == 3 and len([name for name in groups if name.startswith("captions of")]) == 4
+
+
+@pytest.mark.parametrize("captions", [["a b"] * 5, ["", "a", "a b c", "a", "a"]])
+def test_groups_of_odd_lengths(captions):
+    groups = recall_by_group(captions, torch.arange(5), torch.zeros(5), torch.zeros(5))
+    assert sum(cells["queries"] for name, cells in groups.items() if name.startswith("captions of")) == 5

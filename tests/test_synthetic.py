@@ -87,3 +87,17 @@ def test_refusals(tmp_path):
     torch.save(raw, tmp_path / "d.pt")
     with pytest.raises(UserError, match="similarity_params"):
         SyntheticSet.load(tmp_path / "d.pt")
+
+
+@pytest.mark.parametrize("budget, rank", [(100, 10), (200, 5), (500, 20), (500, 40)])
+def test_the_published_sets_are_no_larger_than_their_budgets_of_plain_pairs(budget, rank):
+    n, pixels, texts = budget - 1, 3 * 224**2, 768
+    with torch.device("meta"):  # shapes are all that matters
+        synthetic = SyntheticSet(torch.empty(n, 3, 224, 224), torch.empty(n, texts), build_similarity("lowrank", n, rank=rank))
+    assert synthetic.storage() == pytest.approx(n + (n * (1 + 2 * rank) + 2) / (pixels + texts)) and n < synthetic.storage() < budget
+
+
+def test_a_full_similarity_of_499_pairs_is_larger_than_the_budget():
+    n = 499
+    with torch.device("meta"):
+        assert SyntheticSet(torch.empty(n, 3, 224, 224), torch.empty(n, 768), build_similarity("full", n)).storage() > 500

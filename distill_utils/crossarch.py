@@ -1,0 +1,76 @@
+"""One distilled set, students of many architectures: `python -m distill_utils.crossarch --ckpt_path RUN --image_encoders nfnet,vit`.
+
+Another text encoder than the set's cannot read its learned text embeddings: its students get its own embeddings of the captions that
+the pairs began as, where the set has them, and so the learned images and similarity alone.
+"""
+
+import sys
+from argparse import Namespace
+from functools import partial
+
+from distill_utils import config
+from distill_utils.errors import Diverged, UserError
+from distill_utils.evaluate import evaluate_synthetic_set, find_checkpoint, format_table, require_fits
+from distill_utils.flags import model_maker, open_task
+from distill_utils.run import Run, derive_seed, run_program
+from distill_utils.similarity import FixedSimilarity
+from distill_utils.synthetic import SyntheticSet
+
+
+def for_text_encoder(synthetic, task, path):
+    """The set itself if its texts are the task's, else a copy with the task's embeddings of its source captions."""
+    if synthetic.meta.get("text_fingerprint") == task.text_fingerprint:
+        return synthetic
+    captions = synthetic.meta.get("source_captions") or [None]
+    if None in captions:
+        raise UserError(
+            f"{path} holds embeddings of {synthetic.meta.get('text_encoder', 'an unknown text encoder')} and not the captions they began as "
+            f"(--txt_init noise, or a file of the reference): students with --text_encoder {task.text_encoder} cannot be trained on it."
+        )
+    images, _, similarity = synthetic.tensors()
+    lrs = synthetic.lr_img.item(), synthetic.lr_txt.item()
+    return SyntheticSet(images, task.embed(captions), FixedSimilarity(similarity), *lrs, synthetic.meta | task.describe())
+
+
+def main(argv=None):
+    args = config.parse(config.crossarch_parser(__doc__), argv)
+    path = find_checkpoint(args.ckpt_path)
+    synthetic = SyntheticSet.load(path)
+    loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
+    run = Run(args, "crossarch", default_name=path.parent.name, directory=path.parent, divided=True)
+    rows = {}
+    for text_encoder in args.text_encoders or (args.text_encoder,):
+        task = open_task(Namespace(**vars(args) | {"text_encoder": text_encoder}), run.device)
+        adapted = for_text_encoder(synthetic, task, path)
+        require_fits(adapted, task, path)
+        for image_encoder in args.image_encoders or (args.image_encoder,):
+            name = f"{image_encoder} + {text_encoder}" + ("" if adapted is synthetic else " (source captions)")
+            evaluate = partial(
+                evaluate_synthetic_set,
+                adapted,
+                task,
+                model_maker(Namespace(**vars(args) | {"image_encoder": image_encoder}), task),
+                num_eval=args.num_eval,
+                epochs=args.epoch_eval_train,
+                batch_size=args.batch_eval,
+                loss_type=loss_type,
+                temperature=args.temperature,
+                seed=derive_seed(args.seed, "evaluate"),
+                device=run.device,
+                precision=args.precision,
+                world=run.world,
+            )
+            try:
+                rows[name] = evaluate()
+            except Diverged as error:
+                rows[name] = {"diverged": str(error)}
+    run.update_results({"cross": {name: row | {"file": path.name} for name, row in rows.items()}})
+    run.finish()
+    if run.world.first:
+        print(f"{path}: {len(synthetic)} pairs, test recall in % of fresh students of other architectures, epoch chosen on val")
+        print(format_table(rows))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
