@@ -66,7 +66,7 @@ class World:
         values = []
         for n in range(len(functions)):
             result = self.share(done.get(n), n, device)
-            if result is None or "error" in result:
+            if "error" in result:  # the first one; what its process left undone comes after it
                 raise (Diverged if result["diverged"] else UserError)(result["error"])
             values.append(result["value"])
         return values
