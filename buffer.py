@@ -24,6 +24,7 @@ from distill_utils.trajectory import (
     Weights,
     describe_towers,
     expert_files,
+    forgetting_file,
     read_meta,
     require_same_experts,
     snapshot,
@@ -36,6 +37,28 @@ from distill_utils.trajectory import (
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ATTEMPTS = 3  # seeds that an expert is tried with before its divergence is the user's to solve
 _POLL = 2.0  # seconds between looks at what other processes are training
+
+
+class Forgetting:
+    """How often an expert got a pair wrong that it had right an epoch before (Toneva et al. 2019, for pairs).
+
+    Right: in its batch, the pair's image and text are each other's best; of equals, all are. `events` and `learned`, whether it
+    was ever right, are [P].
+    """
+
+    def __init__(self, pairs, device, saved=None):
+        kinds = {"events": torch.int16, "learned": torch.bool, "right": torch.bool}
+        self._state = {key: (saved[key] if saved else torch.zeros(pairs, dtype=kind)).to(device) for key, kind in kinds.items()}
+
+    def __call__(self, logits, pairs):
+        own, pairs = logits.diagonal(), pairs.to(logits.device)
+        right = (own >= logits.amax(dim=0)) & (own >= logits.amax(dim=1))
+        self._state["events"][pairs] += (self._state["right"][pairs] & ~right).short()
+        self._state["learned"][pairs] |= right
+        self._state["right"][pairs] = right
+
+    def state(self):
+        return {key: value.cpu() for key, value in self._state.items()}
 
 
 class Progress:
@@ -59,14 +82,14 @@ class Progress:
     def weights(self, epoch):
         return load_tensors(self._file(epoch))
 
-    def save(self, model, history):
+    def save(self, model, history, forgetting):
         """After an epoch: all that the next one depends on. Epochs that no one will read again are dropped."""
         epoch, weights = history["epoch"], snapshot(model)
         if not all(torch.isfinite(piece).all() for tower in weights for piece in tower):
             raise Diverged(f"A weight became infinite in epoch {epoch}.")
         write_json(self._file(epoch).with_suffix(".json"), history)
         buffers = {name: value.cpu() for name, value in model.named_buffers()}
-        save_tensors(self._file(epoch), weights._asdict() | {"buffers": buffers})
+        save_tensors(self._file(epoch), weights._asdict() | {"buffers": buffers, "forgetting": forgetting.state()})
         if epoch - 1 >= self.keep:
             self._file(epoch - 1).unlink(missing_ok=True)
 
@@ -95,7 +118,7 @@ def load_weights(model, saved):
 def train_expert(
     make_model, task, progress, *, seed, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, eval_freq, device, precision, on_epoch
 ):
-    """Plain SGD on all real pairs, from where `progress` stands to the last epoch; returns the last `Progress.history`.
+    """Plain SGD on all real pairs, from where `progress` stands to the last epoch; the last `Progress.history` and `Forgetting.state`.
 
     Evaluated every `eval_freq` epochs and after the last; on_epoch(epoch, values) -> log line is told the loss and, then, the recall.
     Every epoch has random numbers of its own. An expert that diverges begins anew under another seed; UserError after the third.
@@ -106,24 +129,27 @@ def train_expert(
         model = make_model().to(device)
         try:
             if history:
-                load_weights(model, progress.weights(history["epoch"]))
+                saved = progress.weights(history["epoch"])
+                load_weights(model, saved)
+                forgetting = Forgetting(len(task.train), device, saved["forgetting"])
             else:
                 history = {"epoch": 0, "attempt": attempt, "lines": [], "curve": []}
-                progress.save(model, history)
+                forgetting = Forgetting(len(task.train), device)
+                progress.save(model, history, forgetting)
             optimizer = sgd(model, lr_img, lr_txt)
             for epoch in range(history["epoch"] + 1, epochs + 1):
                 torch.manual_seed(derive_seed(seed, "epoch", attempt, epoch))
                 batches = task.train_batches(batch_size, generator(seed, "batches", attempt, epoch), device)
                 bar = tqdm(batches, total=task.num_batches(batch_size), leave=False, desc=f"epoch {epoch}/{epochs}")
-                values, points = {"Loss/train_loss": train_epoch(model, bar, optimizer, loss_fn, temperature, precision)}, []
+                values, points = {"Loss/train_loss": train_epoch(model, bar, optimizer, loss_fn, temperature, precision, forgetting)}, []
                 if epoch % eval_freq == 0 or epoch == epochs:
                     points = [{"epoch": epoch} | {split: gallery_recall(model, gallery, device) for split, gallery in task.galleries.items()}]
                     values |= {f"Results/{key}": points[0]["test"][key] for key in METRICS} | {"Results/val_r_mean": points[0]["val"]["r_mean"]}
                 with undisturbed():
                     lines = [*history["lines"], on_epoch(epoch, values)]
                     history = {"epoch": epoch, "attempt": attempt, "lines": lines, "curve": history["curve"] + points}
-                    progress.save(model, history)
-            return history
+                    progress.save(model, history, forgetting)
+            return history, forgetting.state()
         except Diverged as error:
             tqdm.write(f"seed {attempt + 1} of {_ATTEMPTS} of this expert diverged: {error}")
             progress.clear()
@@ -232,7 +258,7 @@ def main(argv=None):
             write_log(run, folder, args.num_experts)
             return told(epoch, values)
 
-        history = train_expert(
+        history, forgotten = train_expert(
             make_model,
             task,
             progress,
@@ -250,6 +276,7 @@ def main(argv=None):
         )
         with undisturbed():
             write_json(folder / f"results_{n}.json", {"expert": n, "seed": args.seed} | history | choose_epochs(history["curve"]))
+            save_tensors(forgetting_file(folder, n), {key: forgotten[key] for key in ("events", "learned")})
             write_expert(folder, n, progress.snapshots(), dtype, share_start)
             progress.clear()
         write_log(run, folder, args.num_experts)

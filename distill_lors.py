@@ -13,7 +13,7 @@ from distill_utils import config
 from distill_utils.coreset import real_set
 from distill_utils.errors import Diverged, UserError
 from distill_utils.evaluate import METRICS, evaluate_synthetic_set, format_table, require_fits, summarise_runs
-from distill_utils.files import load_tensors, read_json, write_json
+from distill_utils.files import load_tensors, read_indices, read_json, write_json
 from distill_utils.flags import experts_folder, made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
 from distill_utils.matching import Matcher, gradient_agreement, require_combination, require_no_running_statistics
@@ -23,20 +23,20 @@ from distill_utils.report import nearest_captions
 from distill_utils.run import Run, derive_seed, generator, run_program, undisturbed
 from distill_utils.similarity import FixedSimilarity, build_similarity
 from distill_utils.synthetic import SyntheticSet
-from distill_utils.trajectory import ExpertTrajectories, require_same_experts, tower_parameters
+from distill_utils.trajectory import ExpertTrajectories, load_flat, require_same_experts
 
 _MAX_RESTORES = 3  # returns to a good set, with ever smaller steps, before a run gives up
 
 
-def initial_set(task, n, similarity, *, pix_init, txt_init, lrs, meta, generator):
-    """n random real pairs, or standard normal noise in place of their images or texts; noise texts have no source caption."""
-    synthetic = real_set(task, task.sample_pairs(n, generator), meta, similarity, lr_img=lrs[0], lr_txt=lrs[1])
+def initial_set(task, pairs, similarity, *, pix_init, txt_init, lrs, meta, generator):
+    """The real train pairs `pairs`, or standard normal noise in place of their images or texts; noise texts have no source caption."""
+    synthetic = real_set(task, pairs, meta, similarity, lr_img=lrs[0], lr_txt=lrs[1])
     with torch.no_grad():
         if pix_init == "noise":
             synthetic.images.normal_(generator=generator)
         if txt_init == "noise":
             synthetic.texts.normal_(generator=generator)
-            synthetic.meta["source_captions"] = [None] * n
+            synthetic.meta["source_captions"] = [None] * len(pairs)
     return synthetic
 
 
@@ -266,22 +266,31 @@ def expert_similarity(model, weights, synthetic):
 
     The ablation of the paper in which the similarity is computed instead of learned; 1 on the diagonal.
     """
-    for tower, vector in zip(tower_parameters(model), weights):
-        for (_, parameter), piece in zip(tower, vector.split([parameter.numel() for _, parameter in tower])):
-            parameter.copy_(piece.view_as(parameter))
-    images, texts = model.eval()(synthetic.images, synthetic.texts)
+    images, texts = load_flat(model, weights).eval()(synthetic.images, synthetic.texts)
     cosines = images @ texts.T
     own = cosines.diagonal().clamp(min=1e-3)
     return (cosines / (own[:, None] * own[None, :]).sqrt()).clamp(0, 1).fill_diagonal_(1)
 
 
+def initial_pairs(path, task, n):
+    """The first n of the train pairs that a file names, as a coreset's indices.npy does, in its order."""
+    pairs = task.positions(read_indices(path), path)
+    if len(pairs) < n:
+        raise UserError(f"--init_indices {path} names {len(pairs)} pairs, fewer than --num_queries {n}.")
+    return pairs[:n]
+
+
 def first_set(args, task, meta, generator):
     """The synthetic set that a run begins with; S = I where an expert is to say what S is."""
     kind = "identity" if args.sim_type == "expert" else args.sim_type
+    if args.init_indices:
+        pairs = initial_pairs(args.init_indices, task, args.num_queries)
+    else:
+        pairs = task.sample_pairs(args.num_queries, generator)
     similarity = build_similarity(kind, args.num_queries, rank=args.sim_rank, alpha=args.alpha, generator=generator)
     return initial_set(
         task,
-        args.num_queries,
+        pairs,
         similarity,
         pix_init=args.pix_init,
         txt_init=args.txt_init,

@@ -1,6 +1,7 @@
 """Karpathy-style annotation files (Flickr30k, COCO, Flickr8k, toy) as one train class and one gallery class."""
 
 import json
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -83,6 +84,14 @@ class PairDataset(Dataset):
 
     def __getitem__(self, pair):
         return self.transform(load_image(self.image_paths[self.image_index[pair]])), pair
+
+    def subset(self, pairs):
+        """The same with the pairs `pairs` (LongTensor) alone, in that order, and their images."""
+        part = copy(self)
+        images, part.image_index = torch.unique(self.image_index[pairs], return_inverse=True)
+        part.image_paths = [self.image_paths[image] for image in images]
+        part.captions = [self.captions[pair] for pair in pairs]
+        return part
 
 
 class GalleryDataset(Dataset):

@@ -1,4 +1,4 @@
-"""What things cost, side by side in one run: `python -m distill_utils.benchmark matching|retrieval|trajectory|evaluate [flags]`.
+"""What things cost, side by side in one run: `python -m distill_utils.benchmark matching|retrieval|trajectory|evaluate|vas [flags]`.
 
 Every cell runs alone in a process of its own, so that its peak memory is its own; the last line printed is one JSON object.
 Figures mean something on an idle machine only.
@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
@@ -23,7 +25,7 @@ from torch.utils.data import DataLoader
 from data import build_datasets
 from data.transforms import normalise
 from distill_lors import Distillation, draw_minibatches, outer_optimizer
-from distill_utils import config, oracles
+from distill_utils import config, oracles, pool, vas
 from distill_utils.coreset import real_set
 from distill_utils.errors import UserError
 from distill_utils.evaluate import gallery_recall
@@ -629,7 +631,83 @@ def benchmark_evaluate(args, folder):
     return result
 
 
-BENCHMARKS = {"matching": benchmark_matching, "retrieval": benchmark_retrieval, "trajectory": benchmark_trajectory, "evaluate": benchmark_evaluate}
+# --- vas ---
+
+_FRACTIONS = (0.45, 0.3)  # DataComp small: of the pool, by CLIP score and by VAS
+_WIDTH, _FILE_ROWS, _ROUNDS = 768, 250_000, 50
+
+
+def make_pool(folder, rows, seed):
+    """A pool of random unit vectors with a mean and a decaying spectrum, as CLIP's have, in DataComp's files; and a prior's moment."""
+    folder.mkdir()
+    numbers = torch.Generator().manual_seed(seed)
+    spectrum = (1 + torch.arange(_WIDTH)) ** -0.5
+    centre = torch.randn(_WIDTH, generator=numbers) * spectrum
+
+    def vectors(n):
+        return torch.nn.functional.normalize(torch.randn(n, _WIDTH, generator=numbers) * spectrum + centre)
+
+    for begin in range(0, rows, _FILE_ROWS):
+        n = min(_FILE_ROWS, rows - begin)
+        uids = [f"{value:032x}" for value in ((begin + i) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128) for i in range(n))]
+        scores = (0.2 + 0.05 * torch.randn(n, generator=numbers)).half().float().numpy()
+        name = f"{begin:032x}"
+        pyarrow.parquet.write_table(pyarrow.table({"uid": uids, "clip_l14_similarity_score": scores}), folder / f"{name}.parquet")
+        np.savez(folder / f"{name}.npz", l14_img=torch.cat([vectors(min(50_000, n - at)) for at in range(0, n, 50_000)]).half().numpy())
+    prior = vectors(20_000).double()
+    np.save(folder / "prior.npy", (prior.T @ prior / len(prior)).numpy())
+    return {}
+
+
+def vas_cell(folder, name, seed):
+    """Seconds and peak memory of one way to filter the pool; what is left is in <name>.npy."""
+    out, device = folder.with_name(f"{folder.name}_{name}.npy"), torch.device("cpu")
+    began = time.perf_counter()
+    moment = np.load(folder / "prior.npy")
+    if name == "in memory":
+        np.save(out, oracles.vas_in_memory(folder, moment, *_FRACTIONS))
+    else:
+        selection = vas.Selection(pool.Pool(folder, *vas.ARCHITECTURES["l14"]), out, fraction=_FRACTIONS[0], device=device)
+        if name == "static":
+            chosen, _ = selection.by_prior(torch.from_numpy(moment), fraction=_FRACTIONS[1])
+        else:
+            chosen, summary = selection.by_rounds(_FRACTIONS[1], _ROUNDS, bound=name == "bounded")
+        selection.write(chosen, {}, {})
+    result = {"seconds": time.perf_counter() - began, "peak_mb": peak_mb(device)}
+    return result | ({"scored": summary["scored"], "shrink_seconds": summary["seconds"]} if name in ("bounded", "every row") else {})
+
+
+def benchmark_vas(args, folder):
+    """Static VAS against all of it in memory with NumPy; the rounds of VAS-D with the eigenvalue bound against scoring every row."""
+    result, rows, cells = {}, [], ("in memory", "static", "bounded", "every row")
+    for size in map(int, args.pool):
+        failed = in_own_process(make_pool, folder / str(size), size, args.seed)
+        if failed:
+            raise UserError(f"The pool cannot be made: {failed['error']}")
+        result[size] = {name: in_own_process(vas_cell, folder / str(size), name, args.seed) for name in (cells if size <= 200_000 else cells[:2])}
+        files = {name: (folder / f"{size}_{name}.npy").read_bytes() for name, cell in result[size].items() if "error" not in cell}
+        for name, cell in result[size].items():
+            if "error" in cell:
+                rows.append([f"{size:,} rows, {name}", cell["error"], "", ""])
+                continue
+            twin = {"static": "in memory", "bounded": "every row"}.get(name)
+            cell["same_set"] = files[name] == files[twin] if twin in files else None
+            detail = f"{cell['shrink_seconds']:.1f} s of it in {_ROUNDS} rounds, {cell['scored']:,} scores" if "scored" in cell else ""
+            same = {True: "same set", False: "ANOTHER SET", None: ""}[cell["same_set"]]
+            rows.append(
+                [f"{size:,} rows, {name}", f"{size / cell['seconds']:,.0f}", f"{cell['seconds']:.1f}", f"{cell['peak_mb']:,.0f}", same, detail]
+            )
+    print(table(["pool", "rows a second", "seconds", "peak MB", "", ""], rows))
+    return {"pools": result}
+
+
+BENCHMARKS = {
+    "matching": benchmark_matching,
+    "retrieval": benchmark_retrieval,
+    "trajectory": benchmark_trajectory,
+    "evaluate": benchmark_evaluate,
+    "vas": benchmark_vas,
+}
 
 
 def main(argv=None):

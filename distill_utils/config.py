@@ -132,6 +132,7 @@ def _data_flags(parser):
     add("--toy_size", type=sizes, default=SIZES, metavar="TRAIN,VAL,TEST", help="images of the toy data set")
     add("--num_workers", type=whole, default=2, help="processes that decode images")
     _switch(group, "--no_aug", False, "train on plainly resized real images")
+    add("--train_subset", metavar="NPY", help="only these train pairs: positions in the annotation file, such as a coreset's indices.npy")
 
 
 def _model_flags(parser):
@@ -167,6 +168,7 @@ def _distill_flags(parser):
     add = group.add_argument
     add("--buffer_path", default="buffers", metavar="DIR", help="folder of the expert trajectories")
     add("--num_queries", type=count, default=99, help="pairs in the synthetic set")
+    add("--init_indices", metavar="NPY", help="begin with these train pairs, such as a coreset's indices.npy (default: random ones)")
     add("--pix_init", choices=("real", "noise"), default="real", help="initial images")
     add("--txt_init", choices=("real", "noise"), default="real", help="initial text embeddings")
     add("--sim_type", choices=("lowrank", "full", "identity", "expert"), default="lowrank", help="similarity S; expert: an expert's, not learned")
@@ -266,17 +268,84 @@ def evaluate_parser(doc):
     return parser
 
 
+CORESETS = ("random", "herding", "k-center", "k-means", "forgetting", "clip", "vas", "vas_d")
+
+
 def coreset_parser(doc):
     parser = _parser(doc)
-    parser.add_argument("method", choices=("random",), help="how pairs are chosen")
-    parser.add_argument("--num_queries", type=count, default=99, help="pairs to choose")
-    parser.add_argument("--loss_type", choices=LOSSES, default="InfoNCE", help="loss that evaluation trains the pairs with")
+    parser.add_argument("method", choices=CORESETS, help="how pairs are chosen")
+    group = parser.add_argument_group("coreset")
+    add = group.add_argument
+    add("--num_queries", type=count, default=99, help="pairs to choose")
+    add("--loss_type", choices=LOSSES, default="InfoNCE", help="loss that evaluation trains the pairs with")
+    _switch(group, "--unique_images", True, "at most one pair of each image")
+    add("--buffer_path", default="buffers", metavar="DIR", help="folder of the experts, whose last snapshots give the features")
+    add("--expert", type=whole, default=0, metavar="N", help="which of the experts gives the features")
+    add("--fraction", type=fraction, default=1.0, help="vas, vas_d: first keep this fraction of the pairs by their CLIP score")
+    add("--num_iters", type=count, default=10, help="vas_d: rounds")
+    return parser
+
+
+def fraction(text):
+    """A number above 0 and up to 1."""
+    value = positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and up to 1, not {text!r}")
+    return value
+
+
+def _pool_flags(parser, required):
+    add = parser.add_argument_group("pool").add_argument
+    add("--metadata_dir", required=required, metavar="DIR", help="DataComp metadata: pairs of <name>.parquet and <name>.npz")
+    add("--arch", choices=("l14", "b32"), default="l14", help="whose scores and embeddings: CLIP's ViT-L/14 or ViT-B/32")
+    add("--score_column", metavar="NAME", help="column of the CLIP scores (default: clip_<arch>..._similarity_score)")
+    add("--feature_member", metavar="NAME", help="member of the .npz with the image embeddings (default: <arch>_img)")
+    add("--uid_column", default="uid", metavar="NAME", help="column of the uids")
+    add("--block", type=count, default=65536, metavar="ROWS", help="rows read at a time; the result does not depend on it")
+
+
+def _embedding_flags(parser):
+    group = parser.add_argument_group("arithmetic")
+    _switch(group, "--normalize", False, "make embeddings unit vectors (else those that are not are refused)")
+    group.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, or a torch device")
+
+
+def vas_parser(doc):
+    parser = _Parser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    _pool_flags(parser, required=True)
+    add = parser.add_argument_group("what to keep").add_argument
+    add("--save_path", required=True, metavar="FILE.npy", help="the subset; a .json beside it says how it came about")
+    add("--fraction", type=fraction, metavar="F", help="keep this fraction of the pool by CLIP score first")
+    add("--threshold", type=float, metavar="T", help="instead: keep CLIP scores of at least this")
+    add("--fraction_vas", type=fraction, metavar="F", help="of those keep this fraction of the whole pool by VAS")
+    add("--threshold_vas", type=float, metavar="T", help="instead: keep VAS of at least this")
+    add("--target_variance", metavar="FILE", help="second moment of the prior set (.npy or .pt); without it VAS-D: the pool's own")
+    add("--num_iters", type=count, metavar="T", help="rounds of VAS-D; 1 is VAS by the second moment of the train data")
+    add("--given_uids_path", metavar="FILE.npy", help="a subset that the pool is restricted to beforehand")
+    _embedding_flags(parser)
+    return parser
+
+
+def moment_parser(doc):
+    parser = _Parser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    _pool_flags(parser, required=False)
+    add = parser.add_argument_group("embeddings").add_argument
+    add("--features", nargs="+", default=(), metavar="FILE", help="instead of a pool: .npy, .npz (--feature_member) or .pt, each [N, D]")
+    add("--out", required=True, metavar="FILE.npy", help="where the second moment goes")
+    _embedding_flags(parser)
+    return parser
+
+
+def validate_parser(doc):
+    parser = _Parser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    parser.add_argument("subset", metavar="FILE.npy", help="the subset to look at")
+    _pool_flags(parser, required=False)
     return parser
 
 
 def benchmark_parser(doc):
     parser = _parser(doc)
-    parser.add_argument("what", choices=("matching", "retrieval", "trajectory", "evaluate"), help="what to measure")
+    parser.add_argument("what", choices=("matching", "retrieval", "trajectory", "evaluate", "vas"), help="what to measure")
     parser.set_defaults(dataset="toy", toy_size=(64, 8, 8), no_aug=True, image_encoder="nfnet_l0", image_size=128, image_pretrained=False)
     group = parser.add_argument_group("benchmark")
     add = group.add_argument
@@ -286,6 +355,7 @@ def benchmark_parser(doc):
     _switch(group, "--whole", False, "matching: also the whole outer step, reading and building included")
     add("--figure", metavar="FILE", help="matching: also draw the table, as .svg, .png or .pdf")
     add("--expert_steps", type=count, default=6, help="training steps of the expert before its start, and on to its target")
+    add("--pool", type=names, default=("100000", "1000000"), metavar="ROWS,...", help="vas: rows of the pools")
     add("--gallery", type=gallery, default=(5000, 25010), metavar="IMAGES,TEXTS", help="retrieval: size of the score matrix")
     add("--num_queries", type=count, default=20, help="pairs in the synthetic set")
     add("--mini_batch_size", type=count, default=8, help="synthetic pairs in an inner step")

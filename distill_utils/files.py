@@ -8,6 +8,7 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
@@ -100,6 +101,25 @@ def read_yaml(path):
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values.")
     return values
+
+
+def read_indices(path):
+    """A .npy of distinct whole numbers, such as a coreset's indices.npy, as a LongTensor [n]."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read as a .npy of pair numbers: {_first_line(error)}") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
+        raise UserError(f"{path} does not hold the numbers of train pairs, whole numbers in one dimension.")
+    if len(np.unique(array)) != len(array):
+        raise UserError(f"{path} names a train pair more than once.")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def write_array(path, array):
+    """A .npy, written atomically."""
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        np.save(file, array)
 
 
 def save_tensors(path, value):

@@ -18,6 +18,7 @@ def open_task(args, device):
         checkpoint_dir=args.checkpoint_dir,
         text_pretrained=args.text_pretrained,
         num_workers=args.num_workers,
+        train_subset=args.train_subset,
         device=device,
     )
 

@@ -37,6 +37,13 @@ class World:
             with _together():
                 dist.broadcast(tensor, src=part % self.size)
 
+    def add_up(self, tensor):
+        """The sum of all ranks' tensors, on each: exact for integers, and where all but one of them are 0."""
+        if self.size > 1:
+            with _together():
+                dist.all_reduce(tensor)
+        return tensor
+
     def share(self, value, part, device):
         """The JSON value that the owner of `part` passes, on every rank; the others' is not looked at."""
         if self.size == 1:

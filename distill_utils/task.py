@@ -1,5 +1,6 @@
 """The retrieval task: train pairs, val and test galleries, every caption already an embedding."""
 
+import hashlib
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from data import build_datasets
 from data.transforms import normalise, test_transform
 from distill_utils.errors import UserError
+from distill_utils.files import read_indices
 from distill_utils.losses import identity_target
 from networks.text_encoders import TOY, build_text_encoder, embed_captions, ensure_toy_bert
 
@@ -71,8 +73,10 @@ class RetrievalTask:
         checkpoint_dir="distill_utils/checkpoints",
         text_pretrained=True,
         num_workers=2,
+        train_subset=None,
         device="cpu",
     ):
+        """train_subset: file of the train pairs to use, by their positions in the annotation file; all of them by default."""
         self.dataset, self.image_size, self.augment, self.num_workers = dataset, image_size, augment, num_workers
         self.train, *held_out = build_datasets(dataset, image_root, ann_root, image_size=image_size, augment=augment, toy_sizes=toy_sizes)
         for split in (self.train, *held_out):
@@ -87,10 +91,38 @@ class RetrievalTask:
             for split, gallery, embeddings in zip(("val", "test"), held_out, texts)
         }
         self._train_images = None
+        self.numbers = torch.arange(len(self.train))  # of the train pairs in the annotation file
+        self.train_subset = None
+        if train_subset:
+            self._restrict(read_indices(train_subset), train_subset)
+
+    def _restrict(self, numbers, source):
+        """Use these train pairs alone; the text encoder, whose vocabulary may come from the captions, stays that of all."""
+        pairs = self.positions(numbers, source)
+        self.train, self.train_texts, self.numbers = self.train.subset(pairs), self.train_texts[pairs], numbers
+        self.train_subset = hashlib.sha256(numbers.sort().values.numpy().tobytes()).hexdigest()[:16]
+
+    def positions(self, numbers, source):
+        """Train pairs, LongTensor [n], from their positions in the annotation file; `source` says in errors where those come from."""
+        position = torch.full((int(self.numbers.max()) + 1,), -1)
+        position[self.numbers] = torch.arange(len(self.numbers))
+        known = (numbers >= 0) & (numbers < len(position))
+        known[known.clone()] = position[numbers[known]] >= 0
+        if not known.all():
+            raise UserError(
+                f"{source} names the train pair {int(numbers[~known][0])}, which is not among the {len(self.numbers)} of {self.dataset} in use."
+            )
+        return position[numbers]
 
     def describe(self):
         """The facts of the task that weights and synthetic sets depend on."""
-        return {"dataset": self.dataset, "image_size": self.image_size, "text_encoder": self.text_encoder, "text_fingerprint": self.text_fingerprint}
+        return {
+            "dataset": self.dataset,
+            "image_size": self.image_size,
+            "text_encoder": self.text_encoder,
+            "text_fingerprint": self.text_fingerprint,
+            "train_subset": self.train_subset,
+        }
 
     @property
     def text_dim(self):
@@ -111,17 +143,28 @@ class RetrievalTask:
         first = torch.full((images,), len(order)).scatter_reduce(0, image, torch.arange(len(order)), "amin")  # in shuffled order
         return order[first.sort().values[:n]]
 
-    def real_pairs(self, pairs):
-        """Normalised images [n, 3, H, W] without augmentation, texts [n, T] and captions of the train pairs `pairs`."""
+    def _plain(self, pairs):
+        """Train pairs without augmentation, as a data set."""
         plain = copy(self.train)  # shares the annotations
         plain.transform = test_transform(self.image_size)
-        return normalise(_decode(Subset(plain, pairs.tolist()), 0, "real pairs")), self.train_texts[pairs], [self.train.captions[p] for p in pairs]
+        return Subset(plain, pairs.tolist())
+
+    def real_pairs(self, pairs):
+        """Normalised images [n, 3, H, W] without augmentation, texts [n, T] and captions of the train pairs `pairs`."""
+        return normalise(_decode(self._plain(pairs), 0, "real pairs")), self.train_texts[pairs], [self.train.captions[p] for p in pairs]
+
+    def train_images(self, batch_size, device):
+        """Every train image once, in order and without augmentation, normalised [B, 3, H, W] a batch."""
+        dataset = self._plain(self._first_pairs())
+        loader = DataLoader(dataset, batch_size, num_workers=self.num_workers if len(dataset) > 500 else 0)
+        for images, _ in tqdm(_batches(loader), total=len(loader), desc="train images", disable=len(dataset) <= 500):
+            yield normalise(images.to(device))
 
     def train_batches(self, batch_size, generator, device):
-        """One epoch over all real pairs in random order: images [B, 3, H, W], texts [B, T], the identity [B, B]."""
+        """One epoch over all real pairs in random order: images [B, 3, H, W], texts [B, T], the identity [B, B], the pairs [B]."""
         for images, pairs in self._image_batches(batch_size, generator):
             texts = self.train_texts[pairs].to(device)
-            yield normalise(images.to(device)), texts, identity_target(len(pairs), texts)
+            yield normalise(images.to(device)), texts, identity_target(len(pairs), texts), pairs
 
     def _image_batches(self, batch_size, generator):
         size = 3 * self.image_size**2 * len(self.train.image_paths)

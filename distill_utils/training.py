@@ -15,14 +15,20 @@ def sgd(model, lr_img, lr_txt, **options):
     return torch.optim.SGD(groups, **options)
 
 
-def train_epoch(model, batches, optimizer, loss_fn, temperature, precision="fp32"):
-    """One pass over batches of (images, texts, similarity); the mean loss. Raises Diverged when it is not finite."""
+def train_epoch(model, batches, optimizer, loss_fn, temperature, precision="fp32", observe=None):
+    """One pass over batches of (images, texts, similarity, ...); the mean loss. Raises Diverged when it is not finite.
+
+    observe(logits [B, B] without a graph, ...) is told what else a batch has, such as the numbers of its pairs.
+    """
     model.train()
     total, count = 0.0, 0
-    for images, texts, similarity in batches:
+    for images, texts, similarity, *more in batches:
         with autocast(precision, images.device):
             features = model(images, texts)
-        loss = loss_fn(pair_logits(*(side.to(similarity.dtype) for side in features), temperature), similarity)
+        logits = pair_logits(*(side.to(similarity.dtype) for side in features), temperature)
+        if observe:
+            observe(logits.detach(), *more)
+        loss = loss_fn(logits, similarity)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

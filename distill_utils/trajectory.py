@@ -31,6 +31,7 @@ _MUST_AGREE = {
     "image_pretrained": "--image_pretrained",
     "image_trainable": "--image_trainable",
     "text_fingerprint": "the weights of --text_encoder",
+    "train_subset": "--train_subset",
 }
 
 
@@ -61,6 +62,16 @@ def flatten(tensors, out=None):
     return torch.cat([tensor.reshape(-1) for tensor in tensors], out=out)
 
 
+@torch.no_grad()
+def load_flat(model, weights):
+    """The model with its parameters set to the flat vectors `weights`."""
+    for tower, vector in zip(tower_parameters(model), weights):
+        pieces = vector.split([parameter.numel() for _, parameter in tower])
+        for (_, parameter), piece in zip(tower, pieces):
+            parameter.copy_(piece.view_as(parameter))
+    return model
+
+
 def buffer_folder(buffer_path, dataset, image_encoder, text_encoder, loss_type, augment):
     """The folder of one kind of expert under `buffer_path`."""
     encoders = f"{image_encoder}_{Path(text_encoder).name}"
@@ -69,6 +80,15 @@ def buffer_folder(buffer_path, dataset, image_encoder, text_encoder, loss_type, 
 
 def expert_files(folder, n):
     return Weights(*(Path(folder) / f"{tower}_replay_buffer_{n}.pt" for tower in TOWERS))
+
+
+def forgetting_file(folder, n):
+    """What expert n forgot while it trained: {"events" [P], "learned" [P]} of the train pairs."""
+    return Path(folder) / f"forgetting_{n}.pt"
+
+
+def forgetting_files(folder):
+    return sorted(Path(folder).glob("forgetting_*.pt"))
 
 
 def write_expert(folder, n, snapshots, dtype=torch.float32, share_start=False):

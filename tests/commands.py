@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,14 @@ class Forker:
 
     def run(self, program, argv, cwd, **options):
         return self.wait(self.start(program, argv, cwd, **options))
+
+    def together(self, program, argv, cwd, processes=2):
+        """The exit statuses of one command in several processes that are one job, as torchrun starts them."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        return [self.wait(pid) for pid in [self.start(program, argv, cwd, environment=shared | rank) for rank in ranks]]
 
     def close(self):
         self._process.stdin.close()

@@ -1,7 +1,8 @@
 """A process that has imported everything and forks for each command: a start takes milliseconds, and may be killed like any other.
 
 Reads JSON lines {"program", "argv", "cwd", "output", ...} or {"wait": pid}; answers {"pid"} or {"status"}. A command can be told to
-kill itself at the n-th call of a function ({"kill": ["os.replace", n]}), or be given a limit of the size of files ({"limit": bytes}).
+kill itself at the n-th call of a function ({"kill": ["os.replace", n]}), be given a limit of the size of files ({"limit": bytes}), or
+further environment variables ({"environment": {...}}).
 """
 
 import importlib
@@ -16,7 +17,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NU
 
 import torch  # noqa: E402
 
-PROGRAMS = ("buffer", "distill_lors", "distill_utils.evaluate")
+PROGRAMS = ("buffer", "distill_lors", "distill_utils.evaluate", "distill_utils.coreset")
 
 
 def kill_at(name, count):
@@ -40,6 +41,7 @@ def run(command, modules):
     output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
+    os.environ.update(command.get("environment", {}))
     if "kill" in command:
         kill_at(*command["kill"])
     if "limit" in command:

@@ -21,6 +21,9 @@ PROGRAMS = {
     "distill_utils.coreset": config.coreset_parser,
     "distill_utils.crossarch": config.crossarch_parser,
     "distill_utils.benchmark": config.benchmark_parser,
+    "distill_utils.vas": config.vas_parser,
+    "distill_utils.vas moment": config.moment_parser,
+    "distill_utils.vas validate": config.validate_parser,
 }
 REFERENCE_FLAGS = """
     dataset image_root ann_root image_encoder text_encoder image_size buffer_path num_experts train_epochs lr_teacher_img lr_teacher_txt
@@ -43,7 +46,7 @@ def test_the_references_flags_and_the_new_ones_are_there():
 def test_every_declared_flag_is_read(program):
     """As `args.flag` in the program, or in what every program hands its namespace to."""
     files = [
-        ROOT / (program if program.endswith(".py") else program.replace(".", "/") + ".py"),
+        ROOT / (program if program.endswith(".py") else program.split()[0].replace(".", "/") + ".py"),
         ROOT / "distill_utils/run.py",
         ROOT / "distill_utils/flags.py",
     ]
