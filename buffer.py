@@ -236,7 +236,7 @@ def main(argv=None):
     args = config.parse(config.buffer_parser(__doc__), argv)
     run = Run(args, "buffer", default_name="buffer", shared=True)
     task = open_task(args, run.device)
-    make_model = model_maker(args, task)
+    make_model = model_maker(args, task, run.device)
     folder = experts_folder(args, args.loss_type)
     keep, dtype = min(args.keep_snapshots or args.train_epochs + 1, args.train_epochs + 1), _DTYPES[args.buffer_dtype]
     share_start = args.keep_snapshots is not None

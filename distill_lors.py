@@ -310,8 +310,11 @@ def require_flags_that_combine(args):
         raise UserError(f"--max_lr {args.max_lr} is below --clamp_lr {args.clamp_lr}.")
 
 
-def outer_loop(args, run, outer, evaluations, evaluate):
-    """Advance, evaluate, log and save until the last outer step; whatever ends it, what was computed is saved."""
+def outer_loop(args, run, outer, evaluations, evaluate, panels):
+    """Advance, evaluate, log and save until the last outer step; whatever ends it, what was computed is saved.
+
+    panels(synthetic) -> (images, sentences) for wandb, after an evaluation.
+    """
 
     def save():
         run.save_state(outer.state() | {"evaluations": evaluations}, logged=outer.step - (outer.unlogged is not None))
@@ -329,6 +332,8 @@ def outer_loop(args, run, outer, evaluations, evaluate):
                 bar.set_postfix_str(f"loss {loss:.3f}, best r_mean {best:.1f}, {memory:.1f} GiB")
                 with undisturbed():
                     run.log(step, values)
+                    if evaluating:
+                        run.log_panels(step, partial(panels, outer.synthetic))
                     outer.unlogged = None
                     if evaluating or step % args.save_it == 0:
                         save()
@@ -342,6 +347,12 @@ def outer_loop(args, run, outer, evaluations, evaluate):
         raise
     finally:
         bar.close()
+
+
+def image_and_sentence(synthetic, task, most=50):
+    """Of the first pairs: pixels [n, 3, H, W] in [0, 1], and of the learned texts the nearest real captions."""
+    nearest = nearest_captions(synthetic.texts.detach()[:most], task.train_texts, task.train.captions, k=1)
+    return synthetic.pixels()[:most], [captions[0]["caption"] for captions in nearest]
 
 
 def distill_seeds(args, argv):
@@ -374,7 +385,7 @@ def main(argv=None):
         print(f"{run.directory} already has its {state['step']} outer steps: --Iteration for more, --fresh to begin anew.")
         return run.directory
     task = open_task(args, run.device)
-    make_model, wanted = model_maker(args, task), made_with(args, task)
+    make_model, wanted = model_maker(args, task, run.device), made_with(args, task)
     if state:
         synthetic = SyntheticSet.from_saved(state.get("set"), run.directory / "state.pt")
     elif args.resume_from:
@@ -442,7 +453,7 @@ def main(argv=None):
     )
     if state:
         outer.load_state(state, args.resume_from or run.directory / "state.pt")
-    outer_loop(args, run, outer, evaluations, evaluate)
+    outer_loop(args, run, outer, evaluations, evaluate, partial(image_and_sentence, task=task))
 
     selected = selected_step(evaluations)
     if run.world.first:

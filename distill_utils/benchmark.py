@@ -134,7 +134,7 @@ def make_matching_problem(args, folder):
     device = torch.device(args.device)
     task = open_task(args, device)
     torch.manual_seed(args.seed)
-    model = model_maker(args, task)().to(device)
+    model = model_maker(args, task, device)().to(device)
     numbers = generator(args.seed, "benchmark")
     optimizer = sgd(model, 0.1, 0.1)
     batches = (batch for _ in itertools.count() for batch in task.train_batches(max(args.mini_batch_size, 16), numbers, device))
@@ -603,7 +603,7 @@ def evaluate_cell(args):
     task = open_task(args, device)
     _, _, test = build_datasets(args.dataset, args.image_root, args.ann_root, image_size=args.image_size, augment=False, toy_sizes=args.toy_size)
     torch.manual_seed(args.seed)
-    model = model_maker(args, task)().to(device).eval()
+    model = model_maker(args, task, device)().to(device).eval()
     kept = task.galleries["test"]
 
     @torch.no_grad()

@@ -210,7 +210,7 @@ def open_features(args, task, device):
     """PairFeatures by the last snapshot of the expert that the flags name."""
     folder = experts_folder(args)
     require_same_experts(folder, made_with(args, task))
-    experts, model = ExpertTrajectories(folder), model_maker(args, task)()
+    experts, model = ExpertTrajectories(folder), model_maker(args, task, device)()
     if args.expert >= len(experts):
         raise UserError(f"--expert {args.expert} does not exist: {folder} holds {len(experts)} experts, counted from 0.")
     experts.require_fits(model, 0, 0)

@@ -49,7 +49,7 @@ def main(argv=None):
                 evaluate_synthetic_set,
                 adapted,
                 task,
-                model_maker(Namespace(**vars(args) | {"image_encoder": image_encoder}), task),
+                model_maker(Namespace(**vars(args) | {"image_encoder": image_encoder}), task, run.device),
                 num_eval=args.num_eval,
                 epochs=args.epoch_eval_train,
                 batch_size=args.batch_eval,

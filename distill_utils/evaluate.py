@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 from tqdm import tqdm
 
-from data.transforms import normalise
 from distill_utils import config
 from distill_utils.coreset import real_set, select
 from distill_utils.errors import Diverged, UserError
@@ -21,6 +20,7 @@ from distill_utils.parallel import ALONE
 from distill_utils.retrieval import recall_by_group, recall_from_ranks, retrieval_ranks
 from distill_utils.run import Run, derive_seed, generator, run_program
 from distill_utils.synthetic import SyntheticSet
+from distill_utils.task import encoder_input
 from distill_utils.training import train_student
 
 METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
@@ -32,7 +32,7 @@ _MEASUREMENTS = 10  # per student: recall after every tenth of its training
 def gallery_recall(model, gallery, device, batch_size=256, breakdown=False):
     """retrieval_recall of a model in eval mode on a Gallery; with "breakdown", recall_by_group, when asked for."""
     model.eval()
-    images = torch.cat([model.encode_images(normalise(batch.to(device))) for batch in gallery.images.split(batch_size)])
+    images = torch.cat([model.encode_images(encoder_input(batch, device)) for batch in gallery.images.split(batch_size)])
     texts = torch.cat([model.encode_texts(batch.to(device)) for batch in gallery.texts.split(8192)])
     ranks = retrieval_ranks(images, texts, gallery.txt2img)
     groups = {"breakdown": recall_by_group(gallery.captions, gallery.txt2img, *ranks)} if breakdown else {}
@@ -256,7 +256,7 @@ def main(argv=None):
     evaluate = partial(
         evaluate_synthetic_set,
         task=task,
-        make_model=model_maker(args, task),
+        make_model=model_maker(args, task, run.device),
         epochs=args.epoch_eval_train,
         batch_size=args.batch_eval,
         temperature=args.temperature,

@@ -23,8 +23,11 @@ def open_task(args, device):
     )
 
 
-def model_maker(args, task):
-    """make_model() -> a fresh TwoTower for the task, initialised from torch's global generator."""
+def model_maker(args, task, device):
+    """make_model() -> a fresh TwoTower for the task, initialised from torch's global generator.
+
+    Where the image encoder is frozen the task's real images go through it once, here, and not again.
+    """
 
     def make_model():
         return build_model(
@@ -36,6 +39,7 @@ def model_maker(args, task):
             grad_checkpointing=args.grad_checkpointing,
         )
 
+    task.look_through(None if args.image_trainable else make_model().frozen_encoder, device)
     return make_model
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: `python -m distill_utils.report logged_files/toy/quickstart`."""
+"""One self-contained HTML page of a run, or its figures as PNG: `python -m distill_utils.report logged_files/toy/quickstart [--png]`."""
 
 import argparse
 import base64
@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from string import Template
@@ -17,9 +18,10 @@ import torch.nn.functional as F
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
+from torchvision.utils import make_grid, save_image
 
 from distill_utils.errors import UserError
-from distill_utils.files import read_json, write_text
+from distill_utils.files import atomic_path, read_json, write_text
 from distill_utils.run import run_program
 from distill_utils.synthetic import SyntheticSet
 
@@ -81,7 +83,7 @@ def _axes(title, width=5.2, height=3.0):
 
 
 def curve_figure(log, title, keys):
-    """An SVG of log keys over outer steps, {key: label}; a Mean/ has its Std/ as a band. None without points."""
+    """A figure of log keys over outer steps, {key: label}; a Mean/ has its Std/ as a band. None without points."""
     figure, axes = _axes(title)
     for key, label in keys.items():
         points = [(line["step"], line[key], line.get(key.replace("Mean/", "Std/"), 0)) for line in log if key in line]
@@ -95,19 +97,52 @@ def curve_figure(log, title, keys):
         return None
     axes.set_xlabel("outer step", color=_INK, fontsize=8)
     axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
-    return _svg(figure)
+    return figure
+
+
+CURVES = {
+    "recall": (
+        "Recall while distilling (%)",
+        {"Mean/r_mean": "test, mean of six recalls", "Mean/img_r10": "IR@10", "Mean/txt_r10": "TR@10", "Val/r_mean": "val, mean of six"},
+    ),
+    "matching_loss": ("Matching loss", {"Loss/grand": "sum", "Loss/img_grand": "image tower", "Loss/txt_grand": "text head"}),
+    "learning_rates": ("Learned learning rates", {"Synthetic_LR/Image": "image tower", "Synthetic_LR/Text": "text head"}),
+}
+
+
+def curve_figures(log):
+    """{name: figure} of the CURVES that the log has points of."""
+    figures = {name: curve_figure(log, *curve) for name, curve in CURVES.items()}
+    return {name: figure for name, figure in figures.items() if figure}
+
+
+def _off_diagonal_limit(matrix):
+    """The largest |S| off the diagonal, 1 where there is none: what was mined is there, the diagonal near 1 saturates."""
+    off = matrix[~np.eye(len(matrix), dtype=bool)]
+    return (float(np.abs(off).max()) if off.size else 0.0) or 1.0
 
 
 def similarity_image(similarity):
-    """A data URI of S [N, N], one pixel a cell: blue below 0, white at 0, red above, and the largest |S - I| off the diagonal."""
+    """A data URI of S [N, N], one pixel a cell: blue below 0, white at 0, red above; and the value that saturates."""
     matrix = similarity.cpu().numpy()
-    off = matrix[~np.eye(len(matrix), dtype=bool)]
-    limit = float(np.abs(off).max()) if off.size else 0.0
-    limit = limit or 1.0  # the diagonal, near 1, saturates: what was mined is off it
+    limit = _off_diagonal_limit(matrix)
     colours = matplotlib.colormaps["RdBu_r"](np.clip(matrix / limit, -1, 1) / 2 + 0.5)[..., :3]
     buffer = io.BytesIO()
     Image.fromarray((colours * 255).round().astype(np.uint8)).save(buffer, "png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", limit
+
+
+def similarity_figure(similarity):
+    """S [N, N] as a heat map with its scale."""
+    matrix = similarity.cpu().numpy()
+    limit = _off_diagonal_limit(matrix)
+    figure = Figure(figsize=(4.6, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.set_xlabel("text", fontsize=9)
+    axes.set_ylabel("image", fontsize=9)
+    figure.colorbar(drawn, shrink=0.8)
+    return figure
 
 
 def strongest_pairs(similarity, count=8):
@@ -133,22 +168,51 @@ def _read_log(path):
     return lines
 
 
+def _cell(cell):
+    return f"<td>{cell['mean']:.1f}<small> ± {cell['std']:.1f}</small></td>"
+
+
 def _results_table(results):
     rows = [(label, results[key]) for key, label in ROWS.items() if isinstance(results.get(key), dict) and "r_mean" in results[key]]
+    if "distilled" not in results:
+        rows += [("while distilling", result) for result in results.get("evaluations", []) if result["step"] == results.get("selected_step")]
     if not rows:
         return "<p>No evaluation yet: run <code>python -m distill_utils.evaluate</code>.</p>"
-    head = "".join(f"<th>{name}</th>" for name in COLUMNS.values())
+    head = "".join(f"<th>{name}</th>" for name in (*COLUMNS.values(), "n", "mean, last epoch", "mean, best test epoch", "plain pairs"))
     body = "".join(
         f"<tr><th>{label}</th>"
-        + "".join(f"<td>{result[key]['mean']:.1f}<small> ± {result[key]['std']:.1f}</small></td>" for key in COLUMNS)
-        + f"<td>{result['r_mean']['n']}</td></tr>"
+        + "".join(_cell(result[key]) for key in COLUMNS)
+        + f"<td>{result['r_mean']['n']}</td>"
+        + "".join(_cell(result["protocols"][protocol]["r_mean"]) if "protocols" in result else "<td></td>" for protocol in ("last", "best"))
+        + (f"<td>{result['storage']:.2f}</td></tr>" if "storage" in result else "<td></td></tr>")
         for label, result in rows
     )
     return (
-        f"<div class=wide><table><tr><th></th>{head}<th>n</th></tr>{body}</table></div>"
-        "<p class=note>Test recall in percent, mean ± standard deviation over n students; each student's epoch was chosen on val. "
-        "IR: text to image, TR: image to text.</p>"
+        f"<div class=wide><table><tr><th></th>{head}</tr>{body}</table></div>"
+        "<p class=note>Test recall in percent, mean ± standard deviation over n students; each student's epoch was chosen on val, but for the "
+        "columns that say otherwise: the best test epoch selects on the test split, as published tables do. IR: text to image, TR: image to text. "
+        "Plain pairs: what the set would weigh in pairs without a similarity.</p>"
     )
+
+
+def _cost(log, provenance):
+    """What the distillation took, in a sentence or two; empty where the log does not say."""
+    seconds = [line["seconds"] for line in log if "seconds" in line]
+    if not seconds:
+        return ""
+    facts = [f"{len(seconds)} outer steps of {statistics.median(seconds):.2f} s (median), {_duration(sum(seconds))} in all"]
+    if len(log) > 1 and "time" in log[0] and "time" in log[-1]:
+        facts.append(f"{_duration(log[-1]['time'] - log[0]['time'])} with evaluations")
+    if memory := max((line.get("memory_mb", 0) for line in log), default=0):
+        facts.append(f"at most {memory / 1024:.1f} GiB of memory")
+    if skipped := sum("Guard/bad_steps" in line for line in log):
+        facts.append(f"{skipped} steps skipped for want of a finite gradient")
+    return f"<p>{html.escape('; '.join(facts))}; on {html.escape(str(provenance.get('device', 'an unknown machine')))}.</p>"
+
+
+def _duration(seconds):
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
 
 
 def _caption_lines(captions):
@@ -173,23 +237,26 @@ def _pair_cards(initial, final, nearest):
     return missing + f"<div class=grid>{''.join(cards)}</div>" + (f"<p class=note>and {more} more pairs in the file.</p>" if more else "")
 
 
-def _similarity_section(final):
-    similarity = final.similarity().detach()
+def _text_of(final, nearest, j):
+    """What the learned text j says: the real caption nearest to it, or the one that it began as."""
+    sources = final.meta.get("source_captions") or [None] * len(final)
+    return nearest[j][0]["caption"] if j < len(nearest) and nearest[j] else sources[j] or "(began as noise)"
+
+
+def _similarity_section(final, nearest):
+    similarity, pixels = final.similarity().detach(), final.pixels()
     uri, limit = similarity_image(similarity)
-    captions = final.meta.get("source_captions") or [None] * len(final)
-    rows = "".join(
-        f"<tr><td>{i}</td><td>{j}</td><td>{value:+.3f}</td><td>{html.escape(captions[j] or '')}</td></tr>"
+    cards = "".join(
+        f'<article class=mined><img alt="image {i}" src="{image_uri(pixels[i])}"><p><b class={"up" if value > 0 else "down"}>{value:+.2f}</b>'
+        f"<small> image {i}, text {j}</small><br>{html.escape(_text_of(final, nearest, j))}</p></article>"
         for i, j, value in strongest_pairs(similarity)
         if value
     )
-    mined = (
-        f"<div class=wide><table><tr><th>image</th><th>text</th><th>S</th><th>the text began as</th></tr>{rows}</table></div>"
-        if rows
-        else "<p>S is the identity: nothing is mined off its diagonal.</p>"
-    )
+    mined = f"<div class=mines>{cards}</div>" if cards else "<p>S is the identity: nothing is mined off its diagonal.</p>"
     return (
         f'<div class=split><figure><img class=matrix alt="similarity matrix" src="{uri}"><figcaption>rows: images, columns: texts; blue to red: '
-        f"-{limit:.2g} to {limit:.2g}</figcaption></figure><div><h3>Strongest off the diagonal</h3>{mined}</div></div>"
+        f"-{limit:.2g} to {limit:.2g}</figcaption></figure><div><h3>Strongest off the diagonal: images and texts of other pairs</h3>"
+        f"{mined}</div></div>"
     )
 
 
@@ -203,6 +270,7 @@ def _find_sets(run_dir, results):
 
 
 def _arguments(run_dir):
+    """(provenance, HTML of the arguments) of args.yaml."""
     try:
         values = yaml.safe_load((run_dir / "args.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -210,50 +278,86 @@ def _arguments(run_dir):
     if not isinstance(values, dict):
         return {}, "<p class=note>args.yaml was not at hand.</p>"
     provenance = values.get("_run") if isinstance(values.get("_run"), dict) else {}
-    command = html.escape(str(provenance.get("command", "")))
-    return provenance, f"<p><code>{command}</code></p><pre>{html.escape(yaml.safe_dump(values, sort_keys=False))}</pre>"
+    return provenance, f"<pre>{html.escape(yaml.safe_dump(values, sort_keys=False))}</pre>"
+
+
+def _commands(run_dir, provenance):
+    """The command lines that made the run and its results."""
+    commands = [provenance.get("command")]
+    try:
+        evaluated = yaml.safe_load((run_dir / "evaluate_args.yaml").read_text(encoding="utf-8"))
+        commands.append(evaluated["_run"]["command"])
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        pass
+    return "".join(f"<p><code>python {html.escape(str(command))}</code></p>" for command in commands if command)
+
+
+class _Loaded:
+    """What a run's folder holds of what the page and the figures show; UserError where there is no synthetic set."""
+
+    def __init__(self, run_dir):
+        self.folder = Path(run_dir)
+        if not self.folder.is_dir():
+            raise UserError(f"{run_dir} is not a run's folder.")
+        self.results = read_json(self.folder / "results.json", {})
+        self.initial, self.final, self.step = _find_sets(self.folder, self.results)
+        self.log = _read_log(self.folder / "log.jsonl")
+        nearest = read_json(self.folder / "nearest.json", {})
+        self.nearest = nearest.get("captions", []) if nearest.get("step", self.step) == self.step else []
 
 
 def write_report(run_dir):
     """Write `run_dir`/report.html from the run's files and return its path; UserError where there is no synthetic set."""
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise UserError(f"{run_dir} is not a run's folder.")
-    results = read_json(run_dir / "results.json", {})
-    initial, final, step = _find_sets(run_dir, results)
-    log = _read_log(run_dir / "log.jsonl")
-    provenance, arguments = _arguments(run_dir)
-    nearest = read_json(run_dir / "nearest.json", {}).get("captions", [])
-    recall = {"Mean/r_mean": "test, mean of six recalls", "Mean/img_r10": "IR@10", "Mean/txt_r10": "TR@10", "Val/r_mean": "val, mean of six"}
-    figures = [
-        curve_figure(log, "Recall while distilling (%)", recall),
-        curve_figure(log, "Matching loss", {"Loss/grand": "sum", "Loss/img_grand": "image tower", "Loss/txt_grand": "text head"}),
-        curve_figure(log, "Learned learning rates", {"Synthetic_LR/Image": "image tower", "Synthetic_LR/Text": "text head"}),
-    ]
+    run = _Loaded(run_dir)
+    provenance, arguments = _arguments(run.folder)
+    meta = run.final.meta
     facts = [
-        f"{len(final)} pairs",
-        str(final.meta.get("dataset", "")),
-        f"outer step {step}",
-        f"{tuple(final.images.shape[-2:])[0]} px",
-        f"loss {final.meta.get('loss', '?')}",
-        f"{final.meta.get('image_encoder', '?')} + {final.meta.get('text_encoder', '?')}",
+        f"{len(run.final)} pairs",
+        str(meta.get("dataset", "")),
+        f"outer step {run.step}",
+        f"{tuple(run.final.images.shape[-2:])[0]} px",
+        f"loss {meta.get('loss', '?')}",
+        f"similarity {run.final.similarity.kind}",
+        f"{meta.get('image_encoder', '?')} + {meta.get('text_encoder', '?')}",
         str(provenance.get("device", "")),
     ]
     page = _PAGE.substitute(
-        title=html.escape(run_dir.name),
+        title=html.escape(run.folder.name),
         facts=html.escape(" · ".join(fact for fact in facts if fact)),
-        results=_results_table(results),
-        curves="".join(f"<div class=curve>{figure}</div>" for figure in figures if figure) or "<p class=note>log.jsonl holds no curves.</p>",
-        similarity=_similarity_section(final),
-        pairs=_pair_cards(initial, final, nearest),
+        results=_results_table(run.results),
+        cost=_cost(run.log, provenance),
+        commands=_commands(run.folder, provenance),
+        curves="".join(f"<div class=curve>{_svg(figure)}</div>" for figure in curve_figures(run.log).values())
+        or "<p class=note>log.jsonl holds no curves.</p>",
+        similarity=_similarity_section(run.final, run.nearest),
+        pairs=_pair_cards(run.initial, run.final, run.nearest),
         arguments=arguments,
     )
-    write_text(run_dir / "report.html", page)
-    return run_dir / "report.html"
+    write_text(run.folder / "report.html", page)
+    return run.folder / "report.html"
+
+
+def write_figures(run_dir):
+    """Write the figures of a paper to `run_dir`/figures, PNG at 300 dpi, and return their paths."""
+    run = _Loaded(run_dir)
+    paths = []
+    for name, figure in (curve_figures(run.log) | {"similarity": similarity_figure(run.final.similarity().detach())}).items():
+        paths.append(run.folder / "figures" / f"{name}.png")
+        with atomic_path(paths[-1]) as partial:
+            figure.savefig(partial, format="png", dpi=300, metadata={"Software": None})
+    sets = {"images_initial": run.initial, "images_learned": run.final}
+    for name, synthetic in sets.items():
+        if synthetic is not None:
+            paths.append(run.folder / "figures" / f"{name}.png")
+            with atomic_path(paths[-1]) as partial:
+                save_image(make_grid(synthetic.pixels(), nrow=10, padding=2, pad_value=1.0), partial, format="png")
+    return paths
 
 
 _PAGE = Template("""<!doctype html>
-<html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>$title</title>
+<html lang=en><head><meta charset=utf-8>
+<meta http-equiv=Content-Security-Policy content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name=viewport content="width=device-width, initial-scale=1"><title>$title</title>
 <style>
 :root { color-scheme: light dark; --back: #fbfbfa; --card: #fff; --ink: #1d2126; --soft: #6b727b; --line: #e3e5e8; }
 @media (prefers-color-scheme: dark) { :root { --back: #14171a; --card: #1c2024; --ink: #e6e8ea; --soft: #98a0a8; --line: #2d3238; } }
@@ -266,7 +370,9 @@ small, .note, figcaption, .facts { color: var(--soft); } .note, figcaption { fon
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 td, th { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; }
-.split td:last-child, .split th:last-child { text-align: left; white-space: normal; }
+.mines { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)); gap: .7rem; }
+.mined { display: flex; gap: .7rem; align-items: center; padding: .5rem; } .mined img { width: 4.5rem; flex: none; } .mined p { margin: 0; }
+.up { color: #c2412d; } .down { color: #2f74b5; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
 .curve, article { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; }
 .curve svg { width: 100%; height: auto; }
@@ -280,10 +386,12 @@ code { overflow-wrap: anywhere; }
 </style></head><body>
 <h1>$title</h1><p class=facts>$facts</p>
 <h2>Retrieval</h2>$results
+$cost
+$commands
 <h2>Curves</h2><div class=curves>$curves</div>
 <h2>Similarity</h2>$similarity
 <h2>Pairs</h2>$pairs
-<h2>How it was made</h2><details><summary>command and arguments</summary>$arguments</details>
+<h2>How it was made</h2><details><summary>all arguments</summary>$arguments</details>
 </body></html>
 """)
 
@@ -291,8 +399,12 @@ code { overflow-wrap: anywhere; }
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", help="a run's folder, with its distilled_*.pt")
-    path = write_report(parser.parse_args(argv).run_dir)
+    parser.add_argument("--png", action="store_true", help="also write the figures to RUN/figures, as PNG for a paper")
+    args = parser.parse_args(argv)
+    path = write_report(args.run_dir)
     print(f"report: {path}")
+    if args.png:
+        print(f"figures: {', '.join(map(str, write_figures(args.run_dir)))}")
     return path
 
 

@@ -1,6 +1,7 @@
 """A run: its folder, arguments, log, curves, device and random numbers; the only place that knows wandb."""
 
 import hashlib
+import html
 import json
 import os
 import platform
@@ -242,6 +243,17 @@ class Run:
     def log_wandb(self, step, values):
         if self._wandb:
             self._wandb.log(values, step=step)
+
+    def log_panels(self, step, make):
+        """To wandb alone: make() -> (images [n, 3, H, W] in [0, 1], a sentence of each), as the panels of images and sentences."""
+        if not self._wandb:
+            return
+        import wandb
+
+        images, sentences = make()
+        pictures = [wandb.Image(pixels.permute(1, 2, 0).cpu().numpy(), caption=sentence) for pixels, sentence in zip(images, sentences)]
+        listed = "<br>".join(f"{n}: {html.escape(sentence)}" for n, sentence in enumerate(sentences))
+        self._wandb.log({"Synthetic_Images": pictures, "Synthetic_Sentences": wandb.Html(listed)}, step=step)
 
     def rewrite_log(self, lines):
         """log.jsonl from all its lines, lines(), which other processes may be doing too."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +22,18 @@ _CACHE_BYTES = 8 << 30  # train images are kept decoded up to this
 
 @dataclass
 class Gallery:
-    """Images uint8 [N, 3, H, W], texts [M, T], captions [M], txt2img LongTensor [M]."""
+    """Images uint8 [N, 3, H, W] (or features [N, W] of a frozen encoder), texts [M, T], captions [M], txt2img LongTensor [M]."""
 
     images: torch.Tensor
     texts: torch.Tensor
     captions: list
     txt2img: torch.Tensor
+
+
+def encoder_input(images, device):
+    """Images as they are kept, uint8, as the encoders take them, on the device; features of a frozen encoder as they are."""
+    images = images.to(device)
+    return images if images.is_floating_point() else normalise(images)
 
 
 def _require_files(paths):
@@ -44,9 +50,14 @@ def _batches(loader):
         raise UserError(str(error).strip().splitlines()[-1].split("UserError: ")[-1]) from None
 
 
+def _in_order(dataset, batch_size, num_workers):
+    """A loader without randomness: it leaves torch's global generator alone, so that it does not matter when images are decoded."""
+    return DataLoader(dataset, batch_size, num_workers=num_workers if len(dataset) > 500 else 0, generator=torch.Generator())
+
+
 def _decode(dataset, num_workers, what):
     """All images of a dataset, uint8 [N, 3, H, W]."""
-    loader = DataLoader(dataset, batch_size=64, num_workers=num_workers if len(dataset) > 500 else 0)
+    loader = _in_order(dataset, 64, num_workers)
     images = []
     for batch in tqdm(_batches(loader), total=len(loader), desc=f"decoding {what}", disable=len(dataset) <= 500):
         images.append(batch[0] if isinstance(batch, list) else batch)
@@ -90,7 +101,7 @@ class RetrievalTask:
             split: Gallery(_decode(gallery, num_workers, f"{split} images"), embeddings, gallery.captions, gallery.txt2img)
             for split, gallery, embeddings in zip(("val", "test"), held_out, texts)
         }
-        self._train_images = None
+        self._pixels, self._train_images, self._train_features = self.galleries, None, None
         self.numbers = torch.arange(len(self.train))  # of the train pairs in the annotation file
         self.train_subset = None
         if train_subset:
@@ -143,6 +154,24 @@ class RetrievalTask:
         first = torch.full((images,), len(order)).scatter_reduce(0, image, torch.arange(len(order)), "amin")  # in shuffled order
         return order[first.sort().values[:n]]
 
+    @torch.no_grad()
+    def look_through(self, encoder, device, batch_size=256):
+        """Keep what a frozen encoder makes of the galleries, and of train images that are not augmented, in place of their pixels.
+
+        encoder(images [B, 3, H, W] normalised) -> [B, W]; None: pixels again.
+        """
+        self.galleries, self._train_features = self._pixels, None
+        if encoder is None:
+            return
+
+        def features(images):
+            return torch.cat([encoder(encoder_input(batch, device)).cpu() for batch in images.split(batch_size)])
+
+        encoder = encoder.to(device)
+        self.galleries = {split: replace(gallery, images=features(gallery.images)) for split, gallery in self._pixels.items()}
+        if not self.augment:
+            self._train_features = torch.cat([encoder(batch).cpu() for batch in self.train_images(batch_size, device)])
+
     def _plain(self, pairs):
         """Train pairs without augmentation, as a data set."""
         plain = copy(self.train)  # shares the annotations
@@ -156,17 +185,21 @@ class RetrievalTask:
     def train_images(self, batch_size, device):
         """Every train image once, in order and without augmentation, normalised [B, 3, H, W] a batch."""
         dataset = self._plain(self._first_pairs())
-        loader = DataLoader(dataset, batch_size, num_workers=self.num_workers if len(dataset) > 500 else 0)
+        loader = _in_order(dataset, batch_size, self.num_workers)
         for images, _ in tqdm(_batches(loader), total=len(loader), desc="train images", disable=len(dataset) <= 500):
             yield normalise(images.to(device))
 
     def train_batches(self, batch_size, generator, device):
-        """One epoch over all real pairs in random order: images [B, 3, H, W], texts [B, T], the identity [B, B], the pairs [B]."""
+        """One epoch over all real pairs in random order: images [B, 3, H, W] (or features), texts [B, T], the identity [B, B], the pairs [B]."""
         for images, pairs in self._image_batches(batch_size, generator):
             texts = self.train_texts[pairs].to(device)
-            yield normalise(images.to(device)), texts, identity_target(len(pairs), texts), pairs
+            yield encoder_input(images, device), texts, identity_target(len(pairs), texts), pairs
 
     def _image_batches(self, batch_size, generator):
+        if self._train_features is not None:
+            for pairs in torch.randperm(len(self.train), generator=generator).split(batch_size):
+                yield self._train_features[self.train.image_index[pairs]], pairs
+            return
         size = 3 * self.image_size**2 * len(self.train.image_paths)
         if self.augment or size > _CACHE_BYTES:
             workers = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}

@@ -24,14 +24,17 @@ class ProjectionHead(nn.Module):
 
 
 class FrozenEncoder(nn.Module):
-    """An encoder whose weights, dropout and running statistics stay as they are, in training too; gradients reach its input."""
+    """An encoder whose weights, dropout and running statistics stay as they are, in training too; gradients reach its input.
+
+    What it has made of images once, features [B, num_features], passes through it as it is.
+    """
 
     def __init__(self, encoder):
         super().__init__()
         self.encoder = encoder.eval().requires_grad_(False)
 
     def forward(self, images):
-        return self.encoder(images)
+        return self.encoder(images) if images.dim() == 4 else images
 
     def train(self, mode=True):
         return super().train(False)
@@ -49,8 +52,15 @@ class TwoTower(nn.Module):
         self.text_projection = text_projection
 
     def encode_images(self, images):
-        images = images.contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
         return F.normalize(self.image_encoder(images), dim=-1)
+
+    @property
+    def frozen_encoder(self):
+        """The part of the image tower that is the same in every student, images to features; None where all of it is trained."""
+        first = self.image_encoder[0] if isinstance(self.image_encoder, nn.Sequential) and len(self.image_encoder) else None
+        return first if isinstance(first, FrozenEncoder) else None
 
     def encode_texts(self, texts):
         return F.normalize(self.text_projection(texts), dim=-1)

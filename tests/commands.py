@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 DISTILL = [
@@ -26,6 +30,30 @@ def toy(folder):
 
 def read_log(directory):
     return [json.loads(line) for line in (Path(directory) / "log.jsonl").read_text().splitlines()]
+
+
+def browse(page, folder):
+    """(what Chromium says of an HTML file on its console, its images drawn, its images, its charts); skips where there is no Chromium.
+
+    The page forbids itself every request by its Content-Security-Policy; one that it tried would be on the console.
+    """
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no Chromium on this machine")
+    quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    command = [browser, *quiet.split(), "--enable-logging=stderr", f"--user-data-dir={folder}/profile", "--dump-dom"]
+    text = Path(page).read_text()
+    assert "Content-Security-Policy content=\"default-src 'none'; img-src data:;" in text
+    done = subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=120)
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    # A copy that may run a script counts what was drawn.
+    count = "[...document.images].filter(i=>i.naturalWidth>0).length,document.images.length,document.querySelectorAll('svg').length"
+    probe = f"<script>onload=()=>{{document.title=[{count}]}}</script>"
+    copy = Path(folder) / "probe.html"
+    copy.write_text(text.replace("http-equiv", "name").replace("</body>", probe + "</body>"))
+    done = subprocess.run([*command, f"file://{copy}"], capture_output=True, text=True, timeout=120)
+    counts = re.search(r"<title>(\d+),(\d+),(\d+)</title>", done.stdout)
+    return console, *map(int, counts.groups())
 
 
 class Forker:

@@ -37,4 +37,4 @@ def shared():
     folder = Path(os.environ.get("LORS_SHARED", "../shared"))
     if not (folder / "real").is_dir():
         pytest.skip(f"no real test data: {folder}/real does not exist (set LORS_SHARED)")
-    return folder / "real"
+    return folder.resolve() / "real"

@@ -34,6 +34,7 @@ FLOORS = {
     "distill_utils.crossarch": 3,
     "distill_utils.report": 3,
     "distill_utils.export": 3,
+    "distill_utils.compare": 3,
     "buffer": 4,
     "distill_lors": 4,
     "distill_utils.benchmark": 4,

@@ -2,8 +2,6 @@
 
 import ast
 import os
-import re
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -60,27 +58,63 @@ def test_every_declared_flag_is_read(program):
     assert not unread
 
 
-def sh_commands(file):
-    """The python commands of an sh file, as (program, arguments), with its variables left as they are."""
-    text = file.read_text().replace("\\\n", " ")
-    variables = dict(re.findall(r'^(\w+)="([^"]*)"$', text, flags=re.M))
-    for line in text.splitlines():
-        line = re.sub(r"\$(\w+)", lambda match: variables.get(match[1], match[0]), line.strip().removeprefix("exec ").replace("$LAUNCH ", "python "))
-        if line.startswith("python "):
-            words = [word for word in shlex.split(line)[1:] if word not in ("$@", "-m")]
-            yield words[0], words[1:]
+def sh_commands(file, folder, *arguments):
+    """The commands that an sh file runs, as (program, arguments): `python` and `torchrun` write down what they are called with."""
+    record = folder / "commands"
+    record.write_text("")
+    for name in ("python", "torchrun"):
+        (folder / name).write_text(f"#!/bin/sh\nprintf '%s\\t' \"$@\" >> {record}\necho >> {record}\n")
+        (folder / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "VIRTUAL_ENV": "active"}
+    subprocess.run(["sh", file, *arguments], env=environment, check=True, capture_output=True)
+    for line in record.read_text().splitlines():
+        words = [word for word in line.split("\t")[:-1] if word not in ("-m", "--standalone")]
+        yield words[0], words[1:]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "sh").glob("*.sh")), ids=lambda file: file.name)
-def test_every_sh_file_gives_flags_that_parse(file):
-    for program, arguments in sh_commands(file):
-        if program in PROGRAMS:
-            if program in ("distill_utils.evaluate", "distill_utils.crossarch") and "--ckpt_path" not in arguments:
-                arguments = [*arguments, "--ckpt_path", "x"]
-            args = config.parse(
-                PROGRAMS[program](""), [re.sub(r"\$\{\w+:-(\w+)\}|\$\w+", r"\g<1>" if ":-" in word else "0", word) for word in arguments]
-            )
-            assert args.dataset in file.name or "toy" in args.dataset or file.name in ("evaluate.sh", "coreset.sh", "crossarch.sh")
+def parser_of(program, arguments):
+    """Of a command's own flags, and those flags; None for programs that have none to speak of."""
+    if program == "distill_utils.coreset" and "--metadata_dir" in arguments:
+        return PROGRAMS["distill_utils.vas"], arguments[1:]
+    return PROGRAMS.get(program), arguments
+
+
+SH_FILES = sorted(file for file in (ROOT / "sh").glob("*.sh") if "slurm" not in file.name and not file.name.startswith("_"))
+
+
+@pytest.mark.parametrize("file", SH_FILES, ids=lambda file: file.name)
+def test_every_sh_file_gives_flags_that_parse(file, tmp_path):
+    more = [] if file.name in ("setup.sh", "test.sh") else ["cpu", "--ckpt_path", "x"] if file.name in ("evaluate.sh", "crossarch.sh") else ["cpu"]
+    commands = list(sh_commands(file, tmp_path, *more))
+    assert commands
+    for program, arguments in commands:
+        make_parser, arguments = parser_of(program, arguments)
+        if make_parser:
+            args = config.parse(make_parser(""), arguments)
+            name = Path(args.metadata_dir).parts[-2] if make_parser is config.vas_parser else args.dataset
+            assert name in file.name or name == "toy" or file.name in ("evaluate.sh", "coreset.sh", "crossarch.sh")
+
+
+def test_the_grids_run_every_cell_under_every_seed(tmp_path):
+    def runs(name, *arguments):
+        commands = sh_commands(ROOT / "sh" / name, tmp_path, *arguments)
+        return [config.parse(PROGRAMS[program](""), own).name for program, own in commands if program in PROGRAMS]
+
+    ablation = runs("ablate_toy.sh", "cpu", "--Iteration", "1")
+    assert len(ablation) == len(set(ablation)) == 3 * (1 + 19) and {"ablate_tesla_seed2", "ablate_rank_20_seed0"} <= set(ablation)
+    coresets = runs("coreset_toy.sh", "cpu")
+    assert len(coresets) == 3 * (1 + 2 * len(config.CORESETS)) and {f"coreset_{method}_seed1" for method in config.CORESETS} <= set(coresets)
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_vas_scripts_have_the_papers_settings(prior, tmp_path, monkeypatch):
+    if prior:
+        monkeypatch.setenv("PRIOR", "prior.npy")
+    for scale, settings in {"small": (0.45, 0.3, 168), "medium": (0.3, 0.2, 500)}.items():
+        ((_, arguments),) = sh_commands(ROOT / "sh" / f"vas_datacomp_{scale}.sh", tmp_path, "cpu")
+        args = config.parse(config.vas_parser(""), arguments[1:])
+        assert (args.fraction, args.fraction_vas) == settings[:2] and args.arch == "l14"
+        assert (args.target_variance, args.num_iters) == (("prior.npy", None) if prior else (None, settings[2]))
 
 
 @pytest.mark.parametrize(
@@ -94,8 +128,8 @@ def test_every_sh_file_gives_flags_that_parse(file):
         ("coco_lors_500", (499, 5000, 500, 40, 1, 30, 2, 3000, 50, True, 0.1, True)),
     ],
 )
-def test_the_published_hyper_parameters(name, values):
-    ((_, arguments),) = sh_commands(ROOT / "sh" / f"distill_{name}.sh")
+def test_the_published_hyper_parameters(name, values, tmp_path):
+    ((_, arguments),) = sh_commands(ROOT / "sh" / f"distill_{name}.sh", tmp_path)
     args = config.parse(config.distill_parser(""), arguments)
     assert (
         args.num_queries,

@@ -1,22 +1,29 @@
 """The programs' own command lines with tiny numbers, in one process, on toy data and on real photos."""
 
+import importlib
+import importlib.util
 import json
 import os
+import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from commands import DISTILL, EXPERTS, ROOT, read_log, toy
+from commands import DISTILL, EXPERTS, ROOT, browse, read_log, toy
 
 import buffer
 import distill_lors
-from distill_utils import coreset, crossarch, evaluate
+from distill_utils import compare, config, coreset, crossarch, evaluate
 from distill_utils.errors import UserError
+from distill_utils.flags import open_task
 from distill_utils.report import main as report
 from distill_utils.synthetic import SyntheticSet
+from distill_utils.task import RetrievalTask
 from networks.text_encoders import ensure_toy_bert
+from networks.two_tower import FrozenEncoder
 
 METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
 
@@ -44,7 +51,8 @@ def distill(folder, name, *more):
 def test_buffer_writes_experts_results_and_meta(here):
     folder = here / "buffers/toy/test_nfnet_toy_bert/InfoNCE"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [f"{tower}_replay_buffer_{n}.pt" for tower in ("img", "txt") for n in (0, 1)] + ["results_0.json", "results_1.json", "meta.yaml", ".locks"]
+        [f"{tower}_replay_buffer_{n}.pt" for tower in ("img", "txt") for n in (0, 1)]
+        + ["forgetting_0.pt", "forgetting_1.pt", "results_0.json", "results_1.json", "meta.yaml", ".locks"]
     )
     (expert,) = torch.load(folder / "img_replay_buffer_0.pt", weights_only=True)
     assert len(expert) == 4 and all(not torch.equal(a[0], b[0]) for a, b in zip(expert, expert[1:]))  # four distinct snapshots
@@ -254,9 +262,54 @@ def test_a_mistake_on_the_command_line_prints_one_line_and_exits_2(tmp_path):
         assert done.returncode == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
 
 
-def test_wandb_offline_gets_the_same_keys(here):
-    directory = distill(here, "offline", "--wandb", "offline", "--num_eval", "1", "--Iteration", "1")
-    assert list(directory.glob("wandb/offline-run-*/*.wandb"))
+def offline_history(directory):
+    """Per wandb run that was written offline: (run id, its history, a dict a line), read from the .wandb file itself.
+
+    A LevelDB log: after seven bytes, blocks of 32 KiB of records (checksum, length, kind), whose parts together are a protobuf.
+    """
+    versions = sorted(path.name for path in Path(importlib.util.find_spec("wandb.proto").submodule_search_locations[0]).glob("v[0-9]"))
+    messages = importlib.import_module(f"wandb.proto.{versions[-1]}.wandb_internal_pb2")
+    for file in sorted(directory.glob("wandb/offline-run-*/*.wandb")):
+        data, at, part, history, name = file.read_bytes(), 7, b"", [], None
+        while at + 7 <= len(data):
+            left = 32768 - at % 32768
+            size, kind = struct.unpack("<4xHB", data[at : at + 7]) if left >= 7 else (0, 0)
+            if not kind:  # the rest of a block is padding
+                at += left
+                continue
+            part, at = part + data[at + 7 : at + 7 + size], at + 7 + size
+            if kind in (1, 4):  # a whole record, or the last part of one
+                record, part = messages.Record.FromString(part), b""
+                name = record.run.run_id or name
+                if record.history.item:
+                    history.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+        yield name, history
+
+
+def test_an_offline_wandb_run_holds_every_curve_and_panel_and_goes_on(here):
+    run = ["--wandb", "offline", "--num_eval", "1", "--check_gradient", "1"]
+    directory = distill(here, "offline", *run, "--Iteration", "2")
+    argv = [*toy(here), *DISTILL, "--buffer_path", f"{here}/buffers", "--name", "offline", *run, "--Iteration", "3"]
+    distill_lors.main(argv)  # the same command again
+    (first, history), (second, continued) = offline_history(directory)
+    assert first == second == yaml.safe_load((directory / "args.yaml").read_text())["_run"]["id"]
+    wandb_lines = {int(line["_step"]): line for line in history + continued}
+    log = {line["step"]: line for line in read_log(directory)}
+    assert sorted(wandb_lines) == sorted(log) == [0, 1, 2, 3]
+    for step, line in log.items():
+        numbers = {key: value for key, value in line.items() if key not in ("program", "step", "time")}
+        assert {key: wandb_lines[step][key] for key in numbers} == pytest.approx(numbers)
+    assert {f"{name}/{key}" for name in ("Mean", "Std") for key in METRICS} <= set(wandb_lines[2])
+    assert {"Loss/grand", "Loss/img_grand", "Loss/txt_grand", "Loss/train_loss", "Synthetic_LR/Image", "Synthetic_LR/Text"} <= set(wandb_lines[2])
+    for step in (0, 2, 3):
+        panel = wandb_lines[step]
+        assert panel["Synthetic_Images._type"] == "images/separated" and panel["Synthetic_Images.count"] == 6
+        assert len(panel["Synthetic_Images.captions"]) == 6 and panel["Synthetic_Sentences._type"] == "html-file"
+    buffer.main(
+        [*toy(here), *EXPERTS, "--num_experts", "1", "--buffer_path", f"{here}/wandb_experts", "--name", "wandb_experts", "--wandb", "offline"]
+    )
+    ((_, epochs),) = offline_history(here / "logged_files/toy/wandb_experts")
+    assert {f"Results/{key}" for key in METRICS} <= set(epochs[-1]) and all("Loss/train_loss" in line for line in epochs)
 
 
 @pytest.fixture(scope="module")
@@ -294,3 +347,60 @@ def test_real_photos_go_through_the_same_commands(flickr8k, tmp_path, monkeypatc
     assert 0 <= rows["distilled"]["r_mean"]["mean"] <= 100
     nearest = json.loads((directory / "nearest.json").read_text())["captions"]
     assert len(nearest) == 6 and all(len(captions) == 3 for captions in nearest)
+    console, drawn, images, charts = browse(report([str(directory)]).absolute(), tmp_path)
+    assert not console and drawn == images >= 7 and charts == 3
+
+
+def test_when_images_are_decoded_changes_no_random_number(here):
+    """So that an expert that goes on in a later epoch, and decodes there, draws as an undisturbed one does."""
+    args = config.parse(config.buffer_parser(""), [*toy(here), "--no_aug"])
+    task = open_task(args, torch.device("cpu"))
+    state = torch.get_rng_state()
+    list(task.train_batches(32, torch.Generator(), "cpu"))
+    task.real_pairs(torch.arange(3))
+    list(task.train_images(7, "cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_frozen_image_tower_sees_real_images_once(here, monkeypatch):
+    """Training on kept features is training on images: the same expert, the same recall."""
+    frozen = [*toy(here), *EXPERTS, "--num_experts", "1", "--image_trainable", "false", "--no_aug"]
+    folders = []
+    for name in ("kept", "each_time"):
+        if name == "each_time":
+            monkeypatch.setattr(RetrievalTask, "look_through", lambda *_: None)
+        else:
+            calls = []
+            plain = FrozenEncoder.forward
+            monkeypatch.setattr(FrozenEncoder, "forward", lambda self, images: calls.append(images.dim()) or plain(self, images))  # noqa: B023
+        folders.append(buffer.main([*frozen, "--buffer_path", f"{here}/{name}", "--name", name]))
+        if name == "kept":
+            assert calls.count(4) == 3 and calls.count(2) > 3 * 2  # val, test and train images; then batches and galleries
+    for file in ("img_replay_buffer_0.pt", "txt_replay_buffer_0.pt"):
+        kept, each_time = (torch.load(folder / file, weights_only=True)[0] for folder in folders)
+        assert all(torch.allclose(a, b, atol=1e-5) for one, other in zip(kept, each_time) for a, b in zip(one, other))
+        assert len(kept[0]) == len(each_time[0])
+    run = [*toy(here), *DISTILL, "--image_trainable", "false", "--no_aug", "--buffer_path", f"{here}/kept", "--name", "frozen", "--fresh"]
+    assert SyntheticSet.load(distill_lors.main(run) / "distilled_3.pt").meta["image_trainable"] is False
+
+
+def test_runs_that_differ_by_their_seed_are_one_row(tmp_path, capsys):
+    def result(value):
+        cells = {key: {"mean": value, "std": 1.0, "n": 3} for key in METRICS}
+        return cells | {"protocols": {protocol: cells for protocol in ("val", "last", "best")}, "storage": 50.123}
+
+    for name, results in {
+        "a_seed0": {"distilled": result(10.0), "evaluations": [], "selected_step": 3},
+        "a_seed1": {"selected_step": 20, "evaluations": [{"step": 0} | result(1.0), {"step": 20} | result(14.0)]},
+        "b": {"distilled": result(5.0)},
+        "c": {},
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    rows = compare.main([str(tmp_path / name) for name in ("a_seed0", "b", "a_seed1")])
+    assert list(rows) == ["a", "b"] and rows["a"]["r_mean"] == {"mean": 12.0, "std": pytest.approx(8**0.5), "n": 2}
+    assert "12.0 ± 2.8" in capsys.readouterr().out
+    compare.main([str(tmp_path / "b"), "--markdown"])
+    assert "| b | 5.0 ± 0.0 |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds no results.json with a result"):
+        compare.main([str(tmp_path / "c")])

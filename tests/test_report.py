@@ -4,16 +4,15 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 import torch
 import yaml
+from commands import browse
 from PIL import Image
 
 from distill_utils.errors import UserError
-from distill_utils.report import image_uri, nearest_captions, similarity_image, strongest_pairs, write_report
+from distill_utils.report import image_uri, nearest_captions, similarity_image, strongest_pairs, write_figures, write_report
 from distill_utils.similarity import FullSimilarity
 from distill_utils.synthetic import SyntheticSet
 
@@ -52,7 +51,7 @@ def test_the_page_is_escaped_and_reaches_for_nothing(page):
 
 def test_every_image_decodes_and_the_set_chosen_on_val_is_shown(page):
     images = [Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) for uri in URI.findall(page)]
-    assert [image.size for image in images].count((9, 9)) == 10 and [image.size for image in images].count((5, 5)) == 1
+    assert [image.size for image in images].count((9, 9)) == 10 + 8 and [image.size for image in images].count((5, 5)) == 1
     assert "outer step 20" in page and page.count("<svg") == 2 and "12.3" in page and "random pairs, InfoNCE" in page
 
 
@@ -104,19 +103,37 @@ def test_large_images_are_compressed():
 
 
 def test_in_a_real_browser(tmp_path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not browser:
-        pytest.skip("no Chromium on this machine")
     write_run(tmp_path)
     path = write_report(tmp_path)
-    # The page itself has no script: a copy reports how many of its images the browser has drawn.
-    probe = "<script>onload=()=>{document.title=[...document.images].filter(i=>i.naturalWidth>0).length+' of '+document.images.length}</script>"
-    (tmp_path / "probe.html").write_text(path.read_text().replace("</body>", probe + "</body>"))
-    quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-    done = subprocess.run(
-        [browser, *quiet, f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/probe.html"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "<title>11 of 11</title>" in done.stdout
+    assert browse(path, tmp_path) == ([], 19, 19, 2)  # S, eight mined pairs, two images of each of five pairs
+    (tmp_path / "bad.html").write_text(path.read_text().replace("</body>", '<img src="https://example.com/x.png"></body>'))
+    console, drawn, images, _ = browse(tmp_path / "bad.html", tmp_path)
+    assert len(console) == 1 and "example.com" in console[0] and (drawn, images) == (19, 20)
+
+
+def test_the_cost_and_the_commands_are_told(tmp_path):
+    write_run(tmp_path)
+    lines = [{"step": s, "time": 100 + 70 * s, "seconds": 2.0, "memory_mb": 2048} for s in range(5)] + [{"step": 5, "Guard/bad_steps": 1}]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "evaluate_args.yaml").write_text(yaml.safe_dump({"_run": {"command": "evaluate.py --num_eval <5>"}}))
+    page = write_report(tmp_path).read_text()
+    assert "5 outer steps of 2.00 s (median), 0 min 10 s in all" in page and "2.0 GiB" in page and "1 steps skipped" in page
+    assert "python distill_lors.py --name" in page and "--num_eval &lt;5&gt;" in page
+
+
+def test_a_run_that_was_not_evaluated_shows_its_own_students(tmp_path):
+    write_run(tmp_path)
+    row = {key: {"mean": 43.21, "std": 0.5, "n": 3} for key in ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")}
+    (tmp_path / "results.json").write_text(json.dumps({"selected_step": 20, "evaluations": [{"step": 20} | row]}))
+    page = write_report(tmp_path).read_text()
+    assert "43.2" in page and "while distilling" in page
+
+
+def test_figures_for_a_paper(tmp_path):
+    write_run(tmp_path)
+    paths = write_figures(tmp_path)
+    assert [path.stem for path in paths] == ["recall", "matching_loss", "similarity", "images_initial", "images_learned"]
+    assert all(Image.open(path).format == "PNG" for path in paths) and Image.open(paths[0]).width > 1000
+    pixels = Image.open(paths[-1]).getpixel((4, 4))
+    learned = SyntheticSet.load(tmp_path / "distilled_20.pt").pixels()[0][:, 2, 2]  # behind two pixels of a frame
+    assert all(abs(a - 255 * float(b)) < 1 for a, b in zip(pixels, learned))

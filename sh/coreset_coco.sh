@@ -1,0 +1,7 @@
+#!/bin/sh
+# Real pairs of COCO in the form of a synthetic set with S = I, to be evaluated like a distilled one.
+# METHOD=herding sh sh/coreset_coco.sh [GPU] [more flags, which win]; random, herding, k-center, k-means, forgetting, clip, vas, vas_d.
+# All but random need experts (sh sh/buffer_coco.sh). Then: sh sh/evaluate.sh 0 --ckpt_path logged_files/coco/coreset_herding_99
+. "$(dirname "$0")/_env.sh"
+exec python -m distill_utils.coreset ${METHOD:-herding} --dataset coco --image_encoder nfnet --text_encoder bert --image_size 224 \
+    --buffer_path buffers --expert 0 --num_queries 99 --loss_type InfoNCE --temperature 0.07 --unique_images true --fraction 1 --num_iters 10 --seed 0 "$@"
