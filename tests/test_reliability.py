@@ -255,7 +255,7 @@ def torchrun(program, argv, cwd, processes=2):
     return subprocess.Popen([*command, *map(str, argv)], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_two_ranks_distil_as_one_even_when_one_is_killed(home):
+def test_two_ranks_distil_as_one_even_when_one_is_killed(forker, home):
     argv = distill(home, "two_ranks", "--num_eval", "2")
     first = torchrun("distill_lors", argv, home)
     directory = home / "logged_files/toy/two_ranks"
@@ -269,17 +269,9 @@ def test_two_ranks_distil_as_one_even_when_one_is_killed(home):
     assert first.returncode != 0 and time.perf_counter() - began < 60
     assert "Signal 9" in output or "SIGKILL" in output, output[-3000:]
     assert "another process of this job has died" in output.lower() or "interrupted by SIGTERM" in output, output[-3000:]
-    again = torchrun("distill_lors", argv, home)
-    assert again.communicate(timeout=120)[0] is not None and again.returncode == 0
+    assert forker.together("distill_lors", argv, home) == [0, 0], (home / "output.txt").read_text()[-3000:]
+    assert forker.run("distill_lors", distill(home, "one_rank", "--num_eval", "2"), home) == 0
     alone = home / "logged_files/toy/one_rank"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, str(ROOT / "distill_lors.py"), *map(str, distill(home, "one_rank", "--num_eval", "2"))],
-        cwd=home,
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
     assert_same_run(alone, directory)  # to the byte: parts are added up in one order, whoever made them
 
 
@@ -287,8 +279,7 @@ def test_two_ranks_distil_as_one_even_when_one_is_killed(home):
 def test_two_ranks_do_as_one(program, forker, home, tmp_path):
     if program == "buffer":
         argv = [*toy(home), *EXPERTS, "--buffer_path"]
-        job = torchrun(program, [*argv, f"{tmp_path}/buffers"], tmp_path)
-        assert (job.communicate(timeout=120)[0], job.returncode)[1] == 0
+        assert forker.together(program, [*argv, f"{tmp_path}/buffers"], tmp_path) == [0, 0], (tmp_path / "output.txt").read_text()[-3000:]
         assert_same_experts(home / "buffers" / EXPERTS_FOLDER, tmp_path / "buffers" / EXPERTS_FOLDER)
         return
     results = []
@@ -299,10 +290,10 @@ def test_two_ranks_do_as_one(program, forker, home, tmp_path):
         argv = [*toy(home), "--ckpt_path", path, "--num_eval", "3", "--epoch_eval_train", "2", "--baselines", "--buffer_path", f"{home}/buffers"]
         if name == "alone":
             assert forker.run(program, argv, tmp_path) == 0, (tmp_path / "output.txt").read_text()[-2000:]
+            told = (tmp_path / "output.txt").read_text().count("epoch chosen on val")
         else:
-            job = torchrun(program, argv, tmp_path)
-            output = job.communicate(timeout=120)[0]
-            assert job.returncode == 0 and output.count("epoch chosen on val") == 1, output[-3000:]
+            assert forker.together(program, argv, tmp_path) == [0, 0], (tmp_path / "output.txt").read_text()[-2000:]
+            assert (tmp_path / "output.txt").read_text().count("epoch chosen on val") == 2 * told == 2  # the first rank alone speaks
         results.append(json.loads((path / "results.json").read_text()))
     assert results[0] == results[1]
 
