@@ -7,6 +7,7 @@ at its last epoch when it is started again, and what a dead one had begun is tak
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -116,11 +117,12 @@ def load_weights(model, saved):
 
 
 def train_expert(
-    make_model, task, progress, *, seed, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, eval_freq, device, precision, on_epoch
+    make_model, task, progress, *, seed, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, eval_freq, device, precision, on_epoch, on_saved
 ):
     """Plain SGD on all real pairs, from where `progress` stands to the last epoch; the last `Progress.history` and `Forgetting.state`.
 
-    Evaluated every `eval_freq` epochs and after the last; on_epoch(epoch, values) -> log line is told the loss and, then, the recall.
+    Evaluated every `eval_freq` epochs and after the last; on_epoch(epoch, values) -> log line is told the loss and, then, the recall,
+    and on_saved() is called when the epoch is on the disk.
     Every epoch has random numbers of its own. An expert that diverges begins anew under another seed; UserError after the third.
     """
     history = progress.history()
@@ -149,6 +151,7 @@ def train_expert(
                     lines = [*history["lines"], on_epoch(epoch, values)]
                     history = {"epoch": epoch, "attempt": attempt, "lines": lines, "curve": history["curve"] + points}
                     progress.save(model, history, forgetting)
+                on_saved()
             return history, forgetting.state()
         except Diverged as error:
             tqdm.write(f"seed {attempt + 1} of {_ATTEMPTS} of this expert diverged: {error}")
@@ -252,12 +255,6 @@ def main(argv=None):
     for n in claim(folder, args.num_experts):
         run.open_wandb(f"{run.name}_{n}", f"{run.id}-{n}", group=run.name)
         progress = Progress(folder, n, keep)
-        told = report_epochs(run, n, args.num_experts, args.train_epochs)
-
-        def on_epoch(epoch, values, told=told):
-            write_log(run, folder, args.num_experts)
-            return told(epoch, values)
-
         history, forgotten = train_expert(
             make_model,
             task,
@@ -272,15 +269,15 @@ def main(argv=None):
             eval_freq=args.eval_freq,
             device=run.device,
             precision=args.precision,
-            on_epoch=on_epoch,
+            on_epoch=report_epochs(run, n, args.num_experts, args.train_epochs),
+            on_saved=partial(write_log, run, folder, args.num_experts),
         )
         with undisturbed():
             write_json(folder / f"results_{n}.json", {"expert": n, "seed": args.seed} | history | choose_epochs(history["curve"]))
             save_tensors(forgetting_file(folder, n), {key: forgotten[key] for key in ("events", "learned")})
             write_expert(folder, n, progress.snapshots(), dtype, share_start)
             progress.clear()
-        write_log(run, folder, args.num_experts)
-    write_log(run, folder, args.num_experts)
+    write_log(run, folder, args.num_experts)  # those of other processes too
     run.finish()
     print(f"{args.num_experts} experts in {folder}")
     return folder

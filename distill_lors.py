@@ -374,30 +374,29 @@ def _default_name(args):
     return f"lors_{args.num_queries}"
 
 
-def main(argv=None):
-    args = config.parse(config.distill_parser(__doc__), argv)
-    require_flags_that_combine(args)
-    if args.num_seeds > 1:
-        return distill_seeds(args, argv)
-    run = Run(args, "distill", default_name=_default_name(args), resume=args.resume == "auto", divided=True)
-    state = run.state
-    if state and state["step"] >= args.Iteration and state.get("unlogged") is None:
-        print(f"{run.directory} already has its {state['step']} outer steps: --Iteration for more, --fresh to begin anew.")
-        return run.directory
-    task = open_task(args, run.device)
-    make_model, wanted = model_maker(args, task, run.device), made_with(args, task)
-    if state:
-        synthetic = SyntheticSet.from_saved(state.get("set"), run.directory / "state.pt")
-    elif args.resume_from:
+def open_set(args, run, task, wanted):
+    """(state or None, SyntheticSet): what this run, or the one of --resume_from, left; else the set to begin with."""
+    if run.state:
+        return run.state, SyntheticSet.from_saved(run.state.get("set"), run.directory / "state.pt")
+    if args.resume_from:
         state, synthetic = other_start(args.resume_from)
         require_fits(synthetic, task, args.resume_from)
-    else:
-        synthetic = first_set(args, task, wanted, generator(args.seed, "distill"))
-    synthetic = synthetic.to(run.device)
-    model = make_model().to(run.device).train()
-    experts = open_experts(args, experts_folder(args), wanted, model)
-    if args.sim_type == "expert" and not state:
-        synthetic.similarity = FixedSimilarity(expert_similarity(make_model().to(run.device), experts.last(0), synthetic))
+        return state, synthetic
+    return None, first_set(args, task, wanted, generator(args.seed, "distill"))
+
+
+def build_outer_loop(args, run, synthetic, model, experts, evaluations):
+    """The Distillation that the flags describe."""
+    make_matcher = partial(
+        Matcher,
+        model,
+        LOSSES[args.loss_type],
+        gradient=args.gradient,
+        merge_towers=args.merge_loss_branches,
+        temperature=args.temperature,
+        path_device=args.path_device,
+        world=run.world,
+    )
     optimizer = outer_optimizer(
         synthetic,
         lr_img=args.lr_img,
@@ -409,32 +408,7 @@ def main(argv=None):
         momentum_sim=args.momentum_sim,
         learn=args.learn,
     )
-    make_matcher = partial(
-        Matcher,
-        model,
-        LOSSES[args.loss_type],
-        gradient=args.gradient,
-        merge_towers=args.merge_loss_branches,
-        temperature=args.temperature,
-        path_device=args.path_device,
-        world=run.world,
-    )
-    evaluate = partial(
-        evaluate_synthetic_set,
-        task=task,
-        make_model=make_model,
-        num_eval=args.num_eval,
-        epochs=args.epoch_eval_train,
-        batch_size=args.batch_eval,
-        loss_type=args.loss_type,
-        temperature=args.temperature,
-        seed=derive_seed(args.seed, "during"),
-        device=run.device,
-        precision=args.precision,
-        world=run.world,
-    )
-    evaluations = state.get("evaluations", {}) if state else {}
-    outer = Distillation(
+    return Distillation(
         synthetic,
         make_matcher(second_order=args.second_order, precision=args.precision, compile=args.compile),
         experts,
@@ -451,16 +425,55 @@ def main(argv=None):
         checker=make_matcher(second_order="forward") if args.check_gradient else None,
         check_every=args.check_gradient,
     )
+
+
+def say_what_came_out(run, task, evaluations):
+    """nearest.json of the set that was best on val, and where it is."""
+    selected = selected_step(evaluations)
+    best = SyntheticSet.load(run.directory / f"distilled_{selected}.pt")
+    captions = nearest_captions(best.texts.detach(), task.train_texts, task.train.captions)
+    write_json(run.directory / "nearest.json", {"step": selected, "captions": captions})
+    print(f"{len(best)} pairs in {run.directory}; best on val: distilled_{selected}.pt")
+
+
+def main(argv=None):
+    args = config.parse(config.distill_parser(__doc__), argv)
+    require_flags_that_combine(args)
+    if args.num_seeds > 1:
+        return distill_seeds(args, argv)
+    run = Run(args, "distill", default_name=_default_name(args), resume=args.resume == "auto", divided=True)
+    if run.state and run.state["step"] >= args.Iteration and run.state.get("unlogged") is None:
+        print(f"{run.directory} already has its {run.state['step']} outer steps: --Iteration for more, --fresh to begin anew.")
+        return run.directory
+    task = open_task(args, run.device)
+    make_model, wanted = model_maker(args, task, run.device), made_with(args, task)
+    state, synthetic = open_set(args, run, task, wanted)
+    synthetic = synthetic.to(run.device)
+    model = make_model().to(run.device).train()
+    experts = open_experts(args, experts_folder(args), wanted, model)
+    if args.sim_type == "expert" and not state:
+        synthetic.similarity = FixedSimilarity(expert_similarity(make_model().to(run.device), experts.last(0), synthetic))
+    evaluations = state.get("evaluations", {}) if state else {}
+    outer = build_outer_loop(args, run, synthetic, model, experts, evaluations)
     if state:
         outer.load_state(state, args.resume_from or run.directory / "state.pt")
+    evaluate = partial(
+        evaluate_synthetic_set,
+        task=task,
+        make_model=make_model,
+        num_eval=args.num_eval,
+        epochs=args.epoch_eval_train,
+        batch_size=args.batch_eval,
+        loss_type=args.loss_type,
+        temperature=args.temperature,
+        seed=derive_seed(args.seed, "during"),
+        device=run.device,
+        precision=args.precision,
+        world=run.world,
+    )
     outer_loop(args, run, outer, evaluations, evaluate, partial(image_and_sentence, task=task))
-
-    selected = selected_step(evaluations)
     if run.world.first:
-        best = SyntheticSet.load(run.directory / f"distilled_{selected}.pt")
-        captions = nearest_captions(best.texts.detach(), task.train_texts, task.train.captions)
-        write_json(run.directory / "nearest.json", {"step": selected, "captions": captions})
-        print(f"{len(synthetic)} pairs in {run.directory}; best on val: distilled_{selected}.pt")
+        say_what_came_out(run, task, evaluations)
     run.finish()
     return run.directory
 

@@ -27,8 +27,8 @@ from data.transforms import normalise
 from distill_lors import Distillation, draw_minibatches, outer_optimizer
 from distill_utils import config, oracles, pool, vas
 from distill_utils.coreset import real_set
-from distill_utils.errors import UserError
-from distill_utils.evaluate import gallery_recall
+from distill_utils.errors import UserError, first_line
+from distill_utils.evaluate import aligned, gallery_recall
 from distill_utils.files import atomic_path
 from distill_utils.flags import model_maker, open_task
 from distill_utils.losses import LOSSES
@@ -71,7 +71,7 @@ def _send_result(sender, function, args):
     try:
         sender.send(function(*args))
     except (UserError, RuntimeError, MemoryError) as error:
-        sender.send({"error": str(error).strip().splitlines()[0]})
+        sender.send({"error": first_line(error)})
 
 
 def timed(step, device, repeats, warm_up=1):
@@ -90,13 +90,6 @@ def timed(step, device, repeats, warm_up=1):
 
 def spread(seconds):
     return {"seconds": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "n": len(seconds)}
-
-
-def table(header, rows):
-    """Aligned text; the first column to the left."""
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))) for line in lines)
 
 
 def _cells_text(value, digits=2):
@@ -328,7 +321,7 @@ def _matching_table(result):
         "cosine pixels",
         *(f"error {group}" for group in GROUPS),
     ]
-    return table(header, rows)
+    return aligned(header, rows)
 
 
 _COLOURS = {"reference": "#9aa0a6", "unroll": "#9aa0a6", "ours": "#1a73e8"}
@@ -449,7 +442,7 @@ def whole_step(args, folder):
         else [name, f"{cell['seconds']:.3f}", f"{cell['outside_seconds']:.3f}", f"{cell['outside_share']:.1%}", cell["n"]]
         for name, cell in result.items()
     ]
-    print(table(["whole outer step", "seconds", "outside the gradients", "share", "n"], rows))
+    print(aligned(["whole outer step", "seconds", "outside the gradients", "share", "n"], rows))
     if all("error" not in cell for cell in result.values()):
         for key, ratio in (("seconds", "ratio"), ("outside_seconds", "outside_ratio")):
             result[ratio] = result["reference"][key] / result["ours"][key]
@@ -495,7 +488,7 @@ def benchmark_retrieval(args, folder):
     ours = spread(seconds)
     identical = all(abs(found[key] - expected[key]) < 1e-9 for key in expected)
     rows = [["argsort of every row", f"{naive:.3f}", ""], ["recall_from_scores", f"{ours['seconds']:.3f}", f"{naive / ours['seconds']:.1f}"]]
-    print(table([f"recall, {n} images x {m} texts", "seconds", "x faster"], rows))
+    print(aligned([f"recall, {n} images x {m} texts", "seconds", "x faster"], rows))
     print(f"identical results, ties included: {'yes' if identical else 'NO'} (r_mean {expected['r_mean']:.3f})")
     return {"naive_seconds": naive, "ours": ours, "ratio": naive / ours["seconds"], "identical": identical}
 
@@ -569,7 +562,7 @@ def rounding(args, folder):
         for gradient in GRADIENTS
         for name, agreement in result[gradient].items()
     ]
-    print(table(["gradient with bfloat16 snapshots", "cosine", "error"], rows))
+    print(aligned(["gradient with bfloat16 snapshots", "cosine", "error"], rows))
     moved = ", ".join(f"{tower} {share:.1%}" for tower, share in result["moved"].items())
     print(f"from start to target the weights moved by, of their norm: {moved}\n")
     return result
@@ -590,7 +583,7 @@ def benchmark_trajectory(args, folder):
         rows.append(
             [label, f"{cell['bytes_read'] / 2**20:.0f}", f"{cell['snapshots_read']:.2f}", f"{cell['cold_seconds']:.3f}", f"{cell['seconds']:.3f}"]
         )
-    print(table([f"{1 + _EPOCHS} snapshots of {size / 2**20:.0f} MB", "MB read", "in snapshots", "seconds, uncached", "cached"], rows))
+    print(aligned([f"{1 + _EPOCHS} snapshots of {size / 2**20:.0f} MB", "MB read", "in snapshots", "seconds, uncached", "cached"], rows))
     return result | written | {"bfloat16": rounding(args, folder)}
 
 
@@ -625,7 +618,7 @@ def benchmark_evaluate(args, folder):
     if "error" in result:
         raise UserError(result["error"])
     rows = [[name, f"{result[name]['seconds']:.3f}", f"{result[name]['passes_per_second']:.2f}"] for name in ("decoding", "cached")]
-    print(table([f"a pass over {result['images']} images, {result['texts']} texts", "seconds", "passes a second"], rows))
+    print(aligned([f"a pass over {result['images']} images, {result['texts']} texts", "seconds", "passes a second"], rows))
     result["ratio"] = result["decoding"]["seconds"] / result["cached"]["seconds"]
     print(f"cached {result['ratio']:.2f} times faster")
     return result
@@ -697,7 +690,7 @@ def benchmark_vas(args, folder):
             rows.append(
                 [f"{size:,} rows, {name}", f"{size / cell['seconds']:,.0f}", f"{cell['seconds']:.1f}", f"{cell['peak_mb']:,.0f}", same, detail]
             )
-    print(table(["pool", "rows a second", "seconds", "peak MB", "", ""], rows))
+    print(aligned(["pool", "rows a second", "seconds", "peak MB", "", ""], rows))
     return {"pools": result}
 
 

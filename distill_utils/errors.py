@@ -5,5 +5,10 @@ class UserError(ValueError):
     """Bad input: say the bad value, what was expected, and where it came from."""
 
 
+def first_line(error):
+    """What an exception says, in one line: many carry pages."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class Diverged(UserError):
     """A training left the finite numbers."""

@@ -165,22 +165,21 @@ def format_table(rows):
         ]
         for name, result in rows.items()
     ]
-    return _aligned(header, lines)
+    return aligned(header, lines)
 
 
 def format_breakdown(groups):
     """Aligned text of a result's "breakdown"."""
     keys = [[key for key in cells if key != "queries"] for cells in groups.values()]
     lines = [[group, str(cells["queries"]), *(_text(cells[key]) for key in own)] for (group, cells), own in zip(groups.items(), keys)]
-    return _aligned(["queries", "number", "R@1", "R@5", "R@10"], lines)
+    return aligned(["queries", "number", "R@1", "R@5", "R@10"], lines)
 
 
-def _aligned(header, lines):
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths)))
-        for line in [header, *lines]
-    )
+def aligned(header, rows):
+    """Aligned text; the first column to the left."""
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))) for line in lines)
 
 
 def find_checkpoint(path):

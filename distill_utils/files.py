@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import yaml
 
-from distill_utils.errors import UserError
+from distill_utils.errors import UserError, first_line
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def read_indices(path):
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as a .npy of pair numbers: {_first_line(error)}") from None
+        raise UserError(f"{path} cannot be read as a .npy of pair numbers: {first_line(error)}") from None
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
         raise UserError(f"{path} does not hold the numbers of train pairs, whole numbers in one dimension.")
     if len(np.unique(array)) != len(array):
@@ -127,7 +127,7 @@ def save_tensors(path, value):
         try:
             torch.save(value, partial)
         except RuntimeError as error:  # torch's writer reports a full disk so
-            raise UserError(f"{path} cannot be written: {_first_line(error)}") from error
+            raise UserError(f"{path} cannot be written: {first_line(error)}") from error
 
 
 def load_tensors(path, mmap=False, verify=True):
@@ -144,11 +144,7 @@ def load_tensors(path, mmap=False, verify=True):
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except Exception as error:  # a broken file surfaces as any of a dozen types
-        raise UserError(f"{path} cannot be read as tensors: {_first_line(error)}") from error
-
-
-def _first_line(error):
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{path} cannot be read as tensors: {first_line(error)}") from error
 
 
 def _require_plain_archive(path, verify):

@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from distill_utils.errors import UserError
+from distill_utils.errors import UserError, first_line
 from distill_utils.files import write_array
 
 UID = np.dtype("u8,u8")
@@ -175,7 +175,7 @@ def _reading(path):
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except (pyarrow.ArrowException, zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from distill_utils import parallel
-from distill_utils.errors import UserError
+from distill_utils.errors import UserError, first_line
 from distill_utils.files import load_tensors, locked, read_json, read_yaml, remove_partial, save_tensors, write_json, write_text
 from distill_utils.precision import set_precision
 
@@ -103,7 +103,7 @@ def resolve_device(name):
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {name!r} cannot be used here: {first_line(error)}") from None
     return device
 
 
@@ -158,7 +158,7 @@ class Run:
         if self.state:
             self._cut_log(self.state["logged"])
         elif not directory and not shared:
-            for path in (self._state_path, self._log_path):
+            for path in (self._state_path, self._log_path, self.directory / "results.json"):
                 remove_partial(path)
                 path.unlink(missing_ok=True)
         record = provenance(self.device, args.seed) | {"id": self.id, "processes": self.world.size}

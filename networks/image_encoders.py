@@ -5,7 +5,7 @@ from pathlib import Path
 import timm
 import torch
 
-from distill_utils.errors import UserError
+from distill_utils.errors import UserError, first_line
 
 # Short names -> (timm name, checkpoint file looked for before the hub, options of timm.create_model).
 _ALIASES = {
@@ -38,7 +38,7 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
             raise
         raise UserError(
             f"No pretrained weights for {name!r}: {checkpoint} does not exist and timm's hub gave none "
-            f"({_first_line(error)}); download them, or pass --image_pretrained false."
+            f"({first_line(error)}); download them, or pass --image_pretrained false."
         ) from error
     if pretrained and not from_hub:
         _load_checkpoint(model, checkpoint)
@@ -61,10 +61,6 @@ def enable_checkpointing(model, name):
         raise UserError(f"--grad_checkpointing: timm's {name} cannot recompute its activations; leave the flag off.") from None
 
 
-def _first_line(error):
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 def _load_checkpoint(model, path):
     """Weights of the whole classifier into the model without its head; anything else that differs is an error."""
     try:
@@ -74,4 +70,4 @@ def _load_checkpoint(model, path):
         weights = {name: value for name, value in weights.items() if not name.startswith(tuple(f"{head}." for head in heads))}
         model.load_state_dict(weights)
     except Exception as error:  # torch.load raises many types for a broken file; all mean the same to the user
-        raise UserError(f"{path} does not hold weights for {type(model).__name__}: {_first_line(error)}") from error
+        raise UserError(f"{path} does not hold weights for {type(model).__name__}: {first_line(error)}") from error

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast, CLIPTextModelWithProjection
 from transformers.utils import cached_file
 
-from distill_utils.errors import UserError
+from distill_utils.errors import UserError, first_line
 
 # Short names -> the hub's id; its last part is the folder looked for in checkpoint_dir.
 _ALIASES = {
@@ -134,7 +134,7 @@ def build_text_encoder(name, *, pretrained=True, checkpoint_dir, seed=0):
                 model = kind._from_config(text_config) if kind is CLIPTextModelWithProjection else kind.from_config(config)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         where = f"{source} is not a whole checkpoint" if local else f"no folder {Path(checkpoint_dir) / hub_id.split('/')[-1]}, and the hub gave none"
-        raise UserError(f"--text_encoder {name!r} cannot be loaded: {where} ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"--text_encoder {name!r} cannot be loaded: {where} ({first_line(error)})") from error
     if not hasattr(model.config, "hidden_size"):
         raise UserError(f"--text_encoder {name!r} is a {type(model).__name__}, which has no single width of token vectors.")
     return TextEncoder(tokenizer, model, *_how_to_pool(source, config))
