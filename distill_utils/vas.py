@@ -29,6 +29,7 @@ from distill_utils.errors import UserError
 from distill_utils.files import load_tensors, read_json, write_array, write_json
 from distill_utils.parallel import ALONE
 from distill_utils.pool import UID, Pool, allocate, contains, open_member, read_subset, require_in_pool, sortable, write_subset
+from distill_utils.run import resolve_device
 
 ARCHITECTURES = {"l14": ("clip_l14_similarity_score", "l14_img"), "b32": ("clip_b32_similarity_score", "b32_img")}  # column, member
 TILE = 1024  # rows scored at once
@@ -174,9 +175,12 @@ class Cut(NamedTuple):
 EVERYTHING = Cut(-math.inf)
 
 
-def best(stream, n):
-    """The Cut that keeps exactly n of what stream() yields, (scores, sortable uids) a block: highest score first, then lowest uid."""
-    score, above = nth_largest(lambda: (scores for scores, _ in stream()), n)
+def best(stream, n, values=None):
+    """The Cut that keeps exactly n of what stream() yields, (scores, sortable uids) a block: highest score first, then lowest uid.
+
+    values() yields the scores alone, where that is cheaper.
+    """
+    score, above = nth_largest(values or (lambda: (scores for scores, _ in stream())), n)
     ties = np.concatenate([uids[scores == score] for scores, uids in stream()])
     wanted = n - above
     return Cut(score, None if wanted == len(ties) else bytes(np.sort(ties)[wanted - 1]).ljust(16, b"\0"))
@@ -282,15 +286,16 @@ class Selection:
         if threshold is not None:
             self.cut = Cut(threshold)
         elif fraction is not None:
-            self.cut = best(self._clip_scores, _part_of(self.size, fraction, "--fraction"))
+            values = (lambda: (scores for file in pool.files for scores in pool.scores(file))) if given is None else None
+            self.cut = best(self._clip_scores, _part_of(self.size, fraction, "--fraction"), values)
         self.clip = _summary(self._clip_scores, self.cut) if pool.score else None
         self.survivors = self.clip["kept"] if self.clip else self.size
         if not self.survivors:
             raise UserError(f"No pair of {pool.folder} has a {pool.score} of at least {self.cut.score}: nothing is left to score.")
 
-    def _clip_scores(self, files=None):
+    def _clip_scores(self):
         """(scores, sortable uids) a block, of the pairs of the pool; zeros where no CLIP score is read."""
-        for file in files or self.pool.files:
+        for file in self.pool.files:
             for uids, scores in self.pool.rows(file):
                 keys = sortable(uids)
                 scores = np.zeros(len(keys)) if scores is None else scores
@@ -361,13 +366,12 @@ class Selection:
 
     def _score_file(self, tiles, moment, file, path):
         """The VAS of a file's survivors, in tiles of survivors."""
-        part, done = np.empty(sum(int(kept.sum()) for *_, kept in self._masks(file)), _PART), 0
+        parts = [np.empty(0, _PART)]
         for uids, rows in self._tiles_of(file, lambda pool, kept: kept, tiles.check):
-            block = part[done : done + len(rows)]
-            block["f0"], block["f1"] = uids["f0"], uids["f1"]
-            block["vas"] = tiles.scores(rows, moment, file.npz)
-            done += len(rows)
-        write_array(path, part)
+            part = np.empty(len(rows), _PART)
+            part["f0"], part["f1"], part["vas"] = uids["f0"], uids["f1"], tiles.scores(rows, moment, file.npz)
+            parts.append(part)
+        write_array(path, np.concatenate(parts))
 
     def _tiles_of(self, file, which, check=None):
         """(UID [n], rows [n, D]) in tiles of the rows that which(of the pool, survivors) says, wherever the blocks end.
@@ -623,7 +627,5 @@ def run_command(what, args):
     """One of the commands vas, moment and validate, in every process of a torchrun job."""
     if what == "validate":
         return validate(args)
-    from distill_utils.run import resolve_device
-
     device = resolve_device(parallel.local_device() or "auto" if args.device == "auto" else args.device)
     return {"vas": choose, "moment": compute_moment}[what](args, parallel.join(device), device)

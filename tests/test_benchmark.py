@@ -68,6 +68,17 @@ def test_evaluate(in_process, capsys, tmp_path):
     assert printed["images"] == 3 and printed["texts"] == 15 and printed["ratio"] > 0
 
 
+def test_vas(in_process, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "_WIDTH", 16)
+    monkeypatch.setattr(benchmark, "_FILE_ROWS", 1300)
+    monkeypatch.setattr(benchmark, "_ROUNDS", 4)
+    _, printed = run(capsys, "vas", "--pool", "100,3000", "--device", "cpu")
+    for cells in printed["pools"].values():
+        assert set(cells) == {"in memory", "static", "bounded", "every row"}
+        assert cells["static"]["same_set"] and cells["bounded"]["same_set"] and all(cell["peak_mb"] > 0 for cell in cells.values())
+    assert printed["pools"]["3000"]["bounded"]["scored"] <= printed["pools"]["3000"]["every row"]["scored"]
+
+
 def _dies(reason):
     if reason == "killed":
         import os
