@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 
 from distill_utils import config, vas
 from distill_utils.errors import UserError
@@ -103,6 +102,8 @@ def k_center(features, n, unique_images=True):
 
 def k_means(features, n, seed, unique_images=True):
     """The pair nearest to each of n centroids of the joint embedding."""
+    from sklearn.cluster import KMeans  # here, because every program imports this file and this one alone takes a second
+
     centroids = KMeans(n, n_init=1, random_state=seed).fit(features.joint().cpu().numpy()).cluster_centers_
     free = _Free(features.image_index, unique_images)
     return [free.best(features.dot(halves)) for halves in torch.from_numpy(centroids).to(features.texts).view(n, 2, -1)]
