@@ -77,7 +77,7 @@ class PoolFile(NamedTuple):
 
 
 class Pool:
-    """The files of a folder, in order of their names; `width` of the features, `uid`, `score` and `features` the names they go by."""
+    """The files of a folder, in order of their names; `width` and `dtype` of the features, `uid`, `score` and `features` the names they go by."""
 
     def __init__(self, folder, score, features, uid="uid", block=65536):
         """score: None where no one reads it. block: rows read at a time. UserError unless all files have these columns and members,
@@ -86,22 +86,23 @@ class Pool:
         names = {path.stem for suffix in ("parquet", "npz") for path in self.folder.glob(f"*.{suffix}")}
         if not names:
             raise UserError(f"{folder} holds no metadata (<name>.parquet and <name>.npz): give its folder with --metadata_dir.")
-        self.files, widths = [], {}
+        self.files, widths, dtypes = [], {}, set()
         for name in sorted(names):
             parquet, npz = (self.folder / f"{name}.{suffix}" for suffix in ("parquet", "npz"))
             for path in (parquet, npz):
                 if not path.exists():
                     raise UserError(f"{path} does not exist, though its other half does: metadata are pairs of .parquet and .npz.")
             rows = self._parquet_rows(parquet)
-            with open_member(npz, features) as (_, shape, _):
+            with open_member(npz, features) as (_, shape, dtype):
                 if shape[0] != rows:
                     raise UserError(f"{npz} has {shape[0]:,} rows of {features} but {parquet.name} has {rows:,}: they are joined by row.")
                 widths.setdefault(shape[1], npz)
+                dtypes.add(dtype)
             self.files.append(PoolFile(parquet, npz, rows))
         if len(widths) > 1:
             (first, a), (second, b) = list(widths.items())[:2]
             raise UserError(f"{a} has features of width {first} but {b} of width {second}.")
-        (self.width,) = widths
+        (self.width,), self.dtype = widths, np.result_type(*dtypes)
         if not len(self):
             raise UserError(f"{folder} holds no rows.")
 

@@ -28,7 +28,7 @@ from distill_utils import parallel
 from distill_utils.errors import UserError
 from distill_utils.files import load_tensors, read_json, write_array, write_json
 from distill_utils.parallel import ALONE
-from distill_utils.pool import UID, Pool, allocate, contains, open_member, read_subset, require_in_pool, sortable, write_subset
+from distill_utils.pool import UID, Pool, allocate, contains, read_subset, require_in_pool, sortable, write_subset
 from distill_utils.run import resolve_device
 
 ARCHITECTURES = {"l14": ("clip_l14_similarity_score", "l14_img"), "b32": ("clip_b32_similarity_score", "b32_img")}  # column, member
@@ -215,28 +215,29 @@ def shrink(features, order, first, target, rounds, *, device="cpu", normalise=Fa
     scores = np.zeros(len(features), np.float32)
     low_then, high_then = np.zeros(len(features)), np.zeros(len(features))  # the bounds when a row was last scored
     low = high = 0.0
-    fresh = np.ones(len(features), bool)  # no score yet
     for number in range(rounds):
         count = min(chunk, len(alive) - target)
         if not count:
             break
-        slack = features.shape[1] * np.finfo(np.float32).eps * float(current.norm())  # more than the rounding of a score
-        if fresh.all() or not bound:
+        if number == 0 or not bound:
             again = np.arange(len(alive))
         else:
+            slack = features.shape[1] * np.finfo(np.float32).eps * float(current.norm())  # more than the rounding of a score
             most = np.partition(scores + (high - high_then) + slack, count - 1)[count - 1]
             again = np.flatnonzero(scores + (low - low_then) - slack <= most)  # `count` rows are at most that: the others stay
         scores[again] = _scored(features, alive[again], tiles, current, world, device)
-        low_then[again], high_then[again], fresh[again] = low, high, False
+        low_then[again], high_then[again] = low, high
         gone = np.zeros(len(alive), bool)
         gone[again[_worst(scores[again], order[alive[again]], count)]] = True
         _remove(moment, features, alive[gone], tiles, world, device)
-        alive, scores, low_then, high_then, fresh = (values[~gone] for values in (alive, scores, low_then, high_then, fresh))
+        alive, scores, low_then, high_then = (values[~gone] for values in (alive, scores, low_then, high_then))
         if told:
             told(number + 1, len(again), len(alive))
         following = moment.value().float()
-        eigenvalues = np.linalg.eigvalsh((following.double() - current.double()).numpy())
-        low, high, current = low + eigenvalues[0], high + eigenvalues[-1], following
+        if bound:
+            eigenvalues = np.linalg.eigvalsh((following.double() - current.double()).numpy())
+            low, high = low + eigenvalues[0], high + eigenvalues[-1]
+        current = following
     return alive
 
 
@@ -367,21 +368,20 @@ class Selection:
     def _score_file(self, tiles, moment, file, path):
         """The VAS of a file's survivors, in tiles of survivors."""
         parts = [np.empty(0, _PART)]
-        for uids, rows in self._tiles_of(file, lambda pool, kept: kept, tiles.check):
+        for uids, rows in self._tiles_of(file, lambda mine, kept: kept, lambda *block: tiles.check(block[-1], file.npz)):
             part = np.empty(len(rows), _PART)
             part["f0"], part["f1"], part["vas"] = uids["f0"], uids["f1"], tiles.scores(rows, moment, file.npz)
             parts.append(part)
         write_array(path, np.concatenate(parts))
 
-    def _tiles_of(self, file, which, check=None):
+    def _tiles_of(self, file, which, look):
         """(UID [n], rows [n, D]) in tiles of the rows that which(of the pool, survivors) says, wherever the blocks end.
 
-        check(rows, source) is given all rows of the file, those that are not wanted too.
+        look(UID [b], of the pool, survivors, rows [b, D]) is shown every block as it was read.
         """
         uids, rows, waiting = [], [], 0
         for (names, *masks), features in zip(self._masks(file), self.pool.feature_blocks(file), strict=True):
-            if check:
-                check(features, file.npz)
+            look(names, *masks, features)
             chosen = which(*masks)
             uids.append(names[chosen])
             rows.append(features if chosen.all() else features[chosen])
@@ -401,8 +401,7 @@ class Selection:
         folder = self.open_folder("rounds")
         counts = {file: sum(int(kept.sum()) for *_, kept in self._masks(file)) for file in self.pool.files}
         begin = dict(zip(counts, np.cumsum([0, *counts.values()]).tolist()))
-        with open_member(self.pool.files[0].npz, self.pool.features) as (_, _, dtype):
-            pass
+        dtype = self.pool.dtype
         stores = folder / "features.bin", folder / "uids.bin"
         if self.world.first:
             for store, width in zip(stores, (self.pool.width * dtype.itemsize, UID.itemsize)):
@@ -415,11 +414,14 @@ class Selection:
         def gather(file, path):
             """Survivors to their places, the sums of the whole file's f f^T to `path`."""
             moment, at = SecondMoment(self.pool.width, self.size), begin[file]
-            for _, rows in self._tiles_of(file, lambda pool, kept: pool):
+
+            def keep(names, mine, kept, rows):
+                nonlocal at
+                place = slice(at, at + int(kept.sum()))
+                uids[place], features[place], at = names[kept], rows[kept], place.stop
+
+            for _, rows in self._tiles_of(file, lambda mine, kept: mine, keep):
                 moment.add(tiles.product(rows, file.npz), len(rows))
-            for names, rows in self._tiles_of(file, lambda pool, kept: kept):
-                uids[at : at + len(rows)], features[at : at + len(rows)] = names, rows
-                at += len(rows)
             features.flush()
             uids.flush()
             write_array(path, moment.sums.numpy())
