@@ -6,7 +6,7 @@ MORE=$*
 TASK="--dataset toy --toy_size 2000,200,300 --image_size 48 --no_aug --image_encoder test_nfnet --image_pretrained false --text_encoder toy_bert --temperature 0.07"
 
 for SEED in ${SEEDS:-0 1 2}; do
-    python buffer.py $TASK --seed $SEED --name coreset_experts_seed$SEED --buffer_path buffers/coreset_seed$SEED --num_experts 2 --train_epochs 6 \
+    python buffer.py $TASK --seed $SEED --name coreset_experts_seed$SEED --buffer_path buffers/coreset_seed$SEED --num_experts 1 --train_epochs 6 \
         --eval_freq 6 --batch_train 128 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 --loss_type InfoNCE $MORE
     for METHOD in random herding k-center k-means forgetting clip vas vas_d; do
         python -m distill_utils.coreset $METHOD $TASK --seed $SEED --name coreset_${METHOD}_seed$SEED --buffer_path buffers/coreset_seed$SEED \
