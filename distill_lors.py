@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from distill_utils import config
-from distill_utils.coreset import real_set
+from distill_utils.coreset import real_set, select
 from distill_utils.errors import Diverged, UserError
 from distill_utils.evaluate import METRICS, evaluate_synthetic_set, format_table, require_fits, summarise_runs
 from distill_utils.files import load_tensors, read_indices, read_json, write_json
@@ -286,7 +286,7 @@ def first_set(args, task, meta, generator):
     if args.init_indices:
         pairs = initial_pairs(args.init_indices, task, args.num_queries)
     else:
-        pairs = task.sample_pairs(args.num_queries, generator)
+        pairs = select("random", task, args.num_queries, generator)
     similarity = build_similarity(kind, args.num_queries, rank=args.sim_rank, alpha=args.alpha, generator=generator)
     return initial_set(
         task,

@@ -26,7 +26,7 @@ from data import build_datasets
 from data.transforms import normalise
 from distill_lors import Distillation, draw_minibatches, outer_optimizer
 from distill_utils import config, oracles, pool, vas
-from distill_utils.coreset import real_set
+from distill_utils.coreset import real_set, select
 from distill_utils.errors import UserError, first_line
 from distill_utils.evaluate import aligned, gallery_recall
 from distill_utils.files import atomic_path
@@ -135,7 +135,7 @@ def make_matching_problem(args, folder):
     for _ in range(2):
         train_epoch(model, (next(batches) for _ in range(args.expert_steps)), optimizer, LOSSES["InfoNCE"], args.temperature)
         snapshots.append(snapshot(model))
-    synthetic = real_set(task, task.sample_pairs(args.num_queries, numbers), {})
+    synthetic = real_set(task, select("random", task, args.num_queries, numbers), {})
     problem = {"snapshots": [list(shot) for shot in snapshots], "images": synthetic.images.detach(), "texts": synthetic.texts.detach()}
     torch.save(problem, folder / "problem.pt")
     return {}

@@ -144,16 +144,6 @@ class RetrievalTask:
         first = torch.full((len(self.train.image_paths),), len(self.train))
         return first.scatter_reduce(0, self.train.image_index, torch.arange(len(self.train)), "amin")
 
-    def sample_pairs(self, n, generator):
-        """n random train pairs of n different images, LongTensor [n]."""
-        images = len(self.train.image_paths)
-        if n > images:
-            raise UserError(f"--num_queries {n} asks for more pairs than the {images} train images of {self.dataset}.")
-        order = torch.randperm(len(self.train), generator=generator)
-        image = self.train.image_index[order]
-        first = torch.full((images,), len(order)).scatter_reduce(0, image, torch.arange(len(order)), "amin")  # in shuffled order
-        return order[first.sort().values[:n]]
-
     @torch.no_grad()
     def look_through(self, encoder, device, batch_size=256):
         """Keep what a frozen encoder makes of the galleries, and of train images that are not augmented, in place of their pixels.
