@@ -19,7 +19,7 @@ distil() {
 }
 
 for SEED in ${SEEDS:-0 1 2}; do
-    python buffer.py $TASK --seed $SEED --name ablate_experts_seed$SEED --buffer_path buffers/ablate_seed$SEED --num_experts 3 --train_epochs 3 \
+    python buffer.py $TASK --seed $SEED --name experts_ablate_seed$SEED --buffer_path buffers/ablate_seed$SEED --num_experts 3 --train_epochs 3 \
         --eval_freq 3 --batch_train 128 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 --loss_type InfoNCE
 
     distil lors                                                             # WBCE, low-rank S of rank 5
