@@ -1,6 +1,9 @@
 """The benchmarks run whole at small sizes, and what they print can be read back."""
 
 import json
+import multiprocessing
+import os
+import signal
 
 import pytest
 import torch
@@ -79,18 +82,19 @@ def test_vas(in_process, capsys, monkeypatch):
     assert printed["pools"]["3000"]["bounded"]["scored"] <= printed["pools"]["3000"]["every row"]["scored"]
 
 
-def _dies(reason):
-    if reason == "killed":
-        import os
-        import signal
+def _killed():
+    os.kill(os.getpid(), signal.SIGKILL)
 
-        os.kill(os.getpid(), signal.SIGKILL)
-    raise UserError("a sentence")
+
+def _raises():
+    raise UserError("a sentence\nand more")
 
 
 def test_a_cell_that_dies_costs_only_its_row():
-    assert benchmark.in_own_process(_dies, "raised") == {"error": "a sentence"}
-    assert "out of memory" in benchmark.in_own_process(_dies, "killed")["error"]
+    assert "out of memory" in benchmark.in_own_process(_killed)["error"]
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    benchmark._send_result(sender, _raises, ())
+    assert receiver.recv() == {"error": "a sentence"}
 
 
 def test_unknown_cells_are_named():
