@@ -627,7 +627,7 @@ def benchmark_evaluate(args, folder):
 # --- vas ---
 
 _FRACTIONS = (0.45, 0.3)  # DataComp small: of the pool, by CLIP score and by VAS
-_WIDTH, _FILE_ROWS, _ROUNDS = 768, 250_000, 50
+_WIDTH, _FILE_ROWS, _ROUNDS = 768, 250_000, 168  # rounds: the paper's for DataComp small
 
 
 def make_pool(folder, rows, seed):

@@ -84,8 +84,8 @@ class Tiles:
 
     def product(self, rows, source):
         """Sum of f f^T over the rows, float64 [width, width] on the device."""
-        tile = self._load(rows, source).double()
-        return tile.T @ tile
+        rows = self._load(rows, source)[: len(rows)].double()
+        return rows.T @ rows
 
 
 class SecondMoment:
@@ -346,8 +346,8 @@ class Selection:
         def scores():
             for path in paths.values():
                 part = np.load(path, mmap_mode="r")
-                for begin in range(0, len(part), 1 << 20):
-                    block = part[begin : begin + (1 << 20)]
+                for begin in range(0, len(part), 1 << 17):
+                    block = part[begin : begin + (1 << 17)]
                     yield block["vas"].astype(np.float64), sortable(block[["f0", "f1"]])
 
         cut = Cut(threshold) if threshold is not None else best(scores, self._target(fraction))
