@@ -301,7 +301,7 @@ def _pool_flags(parser, required):
     add("--score_column", metavar="NAME", help="column of the CLIP scores (default: clip_<arch>..._similarity_score)")
     add("--feature_member", metavar="NAME", help="member of the .npz with the image embeddings (default: <arch>_img)")
     add("--uid_column", default="uid", metavar="NAME", help="column of the uids")
-    add("--block", type=count, default=16384, metavar="ROWS", help="rows read at a time; the result does not depend on it")
+    add("--block", type=count, default=4096, metavar="ROWS", help="rows read at a time; the result does not depend on it")
 
 
 def _embedding_flags(parser):

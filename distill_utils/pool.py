@@ -79,7 +79,7 @@ class PoolFile(NamedTuple):
 class Pool:
     """The files of a folder, in order of their names; `width` and `dtype` of the features, `uid`, `score` and `features` the names they go by."""
 
-    def __init__(self, folder, score, features, uid="uid", block=16384):
+    def __init__(self, folder, score, features, uid="uid", block=4096):
         """score: None where no one reads it. block: rows read at a time. UserError unless all files have these columns and members,
         and as many rows in the one as in the other."""
         self.folder, self.uid, self.score, self.features, self.block = Path(folder), uid, score, features, block
