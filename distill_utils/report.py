@@ -178,7 +178,7 @@ def _results_table(results):
         rows += [("while distilling", result) for result in results.get("evaluations", []) if result["step"] == results.get("selected_step")]
     if not rows:
         return "<p>No evaluation yet: run <code>python -m distill_utils.evaluate</code>.</p>"
-    head = "".join(f"<th>{name}</th>" for name in (*COLUMNS.values(), "n", "mean, last epoch", "mean, best test epoch", "plain pairs"))
+    head = "".join(f"<th>{name}</th>" for name in (*COLUMNS.values(), "n", "last", "best", "plain pairs"))
     body = "".join(
         f"<tr><th>{label}</th>"
         + "".join(_cell(result[key]) for key in COLUMNS)
@@ -190,7 +190,8 @@ def _results_table(results):
     return (
         f"<div class=wide><table><tr><th></th>{head}</tr>{body}</table></div>"
         "<p class=note>Test recall in percent, mean ± standard deviation over n students; each student's epoch was chosen on val, but for the "
-        "columns that say otherwise: the best test epoch selects on the test split, as published tables do. IR: text to image, TR: image to text. "
+        "last two means, at the last epoch and at the best test epoch, which selects on the test split as published tables do. IR: text to image, "
+        "TR: image to text. "
         "Plain pairs: what the set would weigh in pairs without a similarity.</p>"
     )
 
@@ -368,7 +369,7 @@ h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.2rem 0 .7rem; font-size: 1.2
 h3 { margin: 0 0 .4rem; font-size: .95rem; color: var(--soft); }
 small, .note, figcaption, .facts { color: var(--soft); } .note, figcaption { font-size: .85rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+td, th { padding: .35rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; }
 .mines { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)); gap: .7rem; }
 .mined { display: flex; gap: .7rem; align-items: center; padding: .5rem; } .mined img { width: 4.5rem; flex: none; } .mined p { margin: 0; }
@@ -382,7 +383,7 @@ img { width: 100%; display: block; image-rendering: pixelated; border-radius: 4p
 article p, article ul { margin: .5rem 0; font-size: .88rem; } article ul { padding-left: 1.1rem; }
 .split { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem; align-items: start; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem; font-size: .8rem; }
-code { overflow-wrap: anywhere; }
+code { overflow-wrap: anywhere; font-size: .82rem; }
 </style></head><body>
 <h1>$title</h1><p class=facts>$facts</p>
 <h2>Retrieval</h2>$results

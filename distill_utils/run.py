@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -107,6 +108,12 @@ def resolve_device(name):
     return device
 
 
+def _command():
+    """What was typed after `python`, as it would be typed at the repository's root."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return shlex.join([*(["-m", module.name] if module else [Path(sys.argv[0]).name]), *sys.argv[1:]])
+
+
 def provenance(device, seed):
     """What besides the flags a result depends on."""
     try:
@@ -115,7 +122,7 @@ def provenance(device, seed):
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {
-        "command": " ".join(sys.argv),
+        "command": _command(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "git_commit": commit,
         "seed": seed,
