@@ -8,8 +8,10 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from commands import EXPERTS, toy  # noqa: E402
 from torch import nn  # noqa: E402
 
+import buffer  # noqa: E402
 from networks.two_tower import ProjectionHead, TwoTower  # noqa: E402
 
 
@@ -29,6 +31,22 @@ class TinyEncoder(nn.Module):
 def tiny_model(width=5, text_dim=6, dropout=0.5, dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
     return TwoTower(TinyEncoder(width), ProjectionHead(text_dim, width, dropout)).to(dtype)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A folder with toy data and two trained experts."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        buffer.main([*toy(folder), *EXPERTS, "--buffer_path", f"{folder}/buffers"])
+    return folder
+
+
+@pytest.fixture
+def here(home, monkeypatch):
+    monkeypatch.chdir(home)
+    return home
 
 
 @pytest.fixture(scope="session")

@@ -111,21 +111,6 @@ def test_a_pair_is_forgotten_when_it_was_right_and_is_wrong():
 # --- commands ---
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("coresets")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        buffer.main([*toy(folder), *EXPERTS, "--buffer_path", f"{folder}/buffers"])
-    return folder
-
-
-@pytest.fixture
-def here(home, monkeypatch):
-    monkeypatch.chdir(home)
-    return home
-
-
 def choose(folder, method, n, *flags):
     return coreset.main([method, *toy(folder), "--buffer_path", f"{folder}/buffers", "--num_queries", str(n), *flags])
 

@@ -28,22 +28,6 @@ from networks.two_tower import FrozenEncoder
 METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with toy data and two trained experts."""
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        buffer.main([*toy(folder), *EXPERTS, "--buffer_path", f"{folder}/buffers"])
-    return folder
-
-
-@pytest.fixture
-def here(home, monkeypatch):
-    monkeypatch.chdir(home)
-    return home
-
-
 def distill(folder, name, *more):
     return distill_lors.main([*toy(folder), *DISTILL, "--buffer_path", f"{folder}/buffers", "--name", name, "--fresh", *more])
 
