@@ -12,7 +12,7 @@ from tqdm import tqdm
 from distill_utils import config
 from distill_utils.coreset import real_set, select
 from distill_utils.errors import Diverged, UserError
-from distill_utils.evaluate import METRICS, evaluate_synthetic_set, format_table, require_fits, summarise_runs
+from distill_utils.evaluate import METRICS, evaluate_synthetic_set, format_table, require_fits, selected_evaluation, summarise_runs
 from distill_utils.files import load_tensors, read_indices, read_json, write_json
 from distill_utils.flags import experts_folder, made_with, model_maker, open_task
 from distill_utils.losses import LOSSES
@@ -362,8 +362,7 @@ def distill_seeds(args, argv):
     folders = [main([*argv, "--num_seeds", "1", "--seed", str(seed), "--name", f"{name}_seed{seed}"]) for seed in seeds]
     rows = {}
     for seed, folder in zip(seeds, folders):
-        results = read_json(folder / "results.json")
-        rows[f"seed {seed}"] = next(result for result in results["evaluations"] if result["step"] == results["selected_step"])
+        rows[f"seed {seed}"] = selected_evaluation(read_json(folder / "results.json"))
     if is_first():
         print(f"test recall in %, outer step and epoch chosen on val; the last row is over the {len(rows)} distillations")
         print(format_table(rows | {"all": summarise_runs(list(rows.values()))}))

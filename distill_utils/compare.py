@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from distill_utils.errors import UserError
-from distill_utils.evaluate import METRICS, PROTOCOLS, confidence, format_table, summarise_runs
+from distill_utils.evaluate import METRICS, PROTOCOLS, confidence, format_table, selected_evaluation, summarise_runs
 from distill_utils.files import read_json
 from distill_utils.run import run_program
 
@@ -16,10 +16,10 @@ def headline(run):
     results = read_json(Path(run) / "results.json", {})
     if "distilled" in results:
         return results["distilled"]
-    chosen = [result for result in results.get("evaluations", []) if result["step"] == results.get("selected_step")]
+    chosen = selected_evaluation(results)
     if not chosen:
         raise UserError(f"{run} holds no results.json with a result: evaluate the run first.")
-    return chosen[0]
+    return chosen
 
 
 def group_runs(runs):

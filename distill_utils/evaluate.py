@@ -175,6 +175,11 @@ def format_breakdown(groups):
     return aligned(["queries", "number", "R@1", "R@5", "R@10"], lines)
 
 
+def selected_evaluation(results):
+    """Of a run's results.json the evaluation of the outer step chosen on val; None where there is none."""
+    return next((result for result in results.get("evaluations", []) if result["step"] == results.get("selected_step")), None)
+
+
 def aligned(header, rows):
     """Aligned text; the first column to the left."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]

@@ -1,6 +1,7 @@
-"""Slow, obvious twins of the matching gradient: what tests compare with and benchmarks race against.
+"""Slow, obvious twins, of the matching gradient and of VAS: what tests compare with and benchmarks race against.
 
-Both fill `.grad` of every parameter of the synthetic set, like `matching.matching_step`, and draw the same dropout masks from `seed`.
+Those of the gradient fill `.grad` of every parameter of the synthetic set, like `matching.matching_step`, and draw the same dropout
+masks from `seed`.
 """
 
 import numpy as np

@@ -59,6 +59,13 @@ def sortable(uids):
     return halves.view("S16").ravel()
 
 
+def from_sortable(keys):
+    """Sortable uids as UID [n] again."""
+    halves, uids = keys.view(">u8").reshape(-1, 2), np.empty(len(keys), UID)
+    uids["f0"], uids["f1"] = halves[:, 0], halves[:, 1]
+    return uids
+
+
 def contains(subset, uids):
     """Which of `uids` are in the sorted `subset` (both sortable)."""
     position = np.searchsorted(subset, uids).clip(max=max(len(subset) - 1, 0))
@@ -206,13 +213,10 @@ def _array_header(stream, source):
 
 
 def write_subset(path, uids):
-    """Write UID [n] as a subset, sorted; returns the number of uids that were there more than once and are written once."""
-    whole = np.sort(sortable(uids))
+    """Write uids (UID [n], or sortable) as a subset, sorted; returns the number of uids that were there more than once and are written once."""
+    whole = np.sort(sortable(uids) if uids.dtype == UID else uids)
     once = whole[np.r_[True, whole[1:] != whole[:-1]]] if len(whole) else whole
-    halves = once.view(">u8").reshape(-1, 2)
-    subset = np.empty(len(once), UID)
-    subset["f0"], subset["f1"] = halves[:, 0], halves[:, 1]
-    write_array(path, subset)
+    write_array(path, from_sortable(once))
     return len(whole) - len(once)
 
 

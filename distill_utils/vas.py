@@ -98,22 +98,29 @@ class SecondMoment:
         self.scale = 2.0 ** (61 - math.ceil(math.log2(most + 1)))
         self.sums, self.rows = torch.zeros(width, width, dtype=torch.int64), 0
 
-    def add(self, product, rows, sign=1):
-        self.sums += sign * (product * self.scale).round().long().cpu()
-        self.rows += sign * rows
+    def add(self, product, rows):
+        self.sums += (product * self.scale).round().long().cpu()
+        self.rows += rows
+
+    def subtract(self, other):
+        """Take out the rows of another moment of the same scale."""
+        self.sums -= other.sums
+        self.rows -= other.rows
 
     def value(self):
         """S, float64 [width, width]."""
         return self.sums.double() / self.scale / self.rows
 
 
-def second_moment(features, *, most=None, device="cpu", normalise=False, source="embeddings", world=ALONE):
-    """SecondMoment of the rows of an array [N, D], such as a memory map; processes of `world` divide the tiles."""
-    tiles, moment = Tiles(features.shape[1], device, normalise), SecondMoment(features.shape[1], most or len(features))
-    for number, begin in enumerate(range(0, len(features), TILE)):
+def second_moment(features, rows=None, *, most=None, device="cpu", normalise=False, source="embeddings", world=ALONE):
+    """SecondMoment of an array [N, D], such as a memory map, or of its rows `rows` [n]; processes of `world` divide the tiles."""
+    n = len(features) if rows is None else len(rows)
+    tiles, moment = Tiles(features.shape[1], device, normalise), SecondMoment(features.shape[1], most or n)
+    for number, begin in enumerate(range(0, n, TILE)):
         if world.owns(number):
-            rows = np.array(features[begin : begin + TILE])
-            moment.add(tiles.product(rows, source), len(rows))
+            part = slice(begin, begin + TILE)
+            tile = np.array(features[part if rows is None else rows[part]])
+            moment.add(tiles.product(tile, source), len(tile))
     return sum_up(moment, world, device)
 
 
@@ -229,7 +236,7 @@ def shrink(features, order, first, target, rounds, *, device="cpu", normalise=Fa
         low_then[again], high_then[again] = low, high
         gone = np.zeros(len(alive), bool)
         gone[again[_worst(scores[again], order[alive[again]], count)]] = True
-        _remove(moment, features, alive[gone], tiles, world, device)
+        moment.subtract(second_moment(features, alive[gone], most=len(features), device=device, normalise=normalise, world=world))  # (2)
         alive, scores, low_then, high_then = (values[~gone] for values in (alive, scores, low_then, high_then))
         if told:
             told(number + 1, len(again), len(alive))
@@ -255,19 +262,6 @@ def _worst(scores, order, count):
     limit = np.partition(scores, count - 1)[count - 1]
     below, ties = np.flatnonzero(scores < limit), np.flatnonzero(scores == limit)
     return np.concatenate([below, ties[np.argsort(order[ties], kind="stable")[::-1][: count - len(below)]]])
-
-
-def _remove(moment, features, rows, tiles, world, device):
-    """(2), by the processes together."""
-    gone = SecondMoment(features.shape[1], 1)
-    gone.scale = moment.scale
-    for number, begin in enumerate(range(0, len(rows), TILE)):
-        if world.owns(number):
-            part = features[rows[begin : begin + TILE]]
-            gone.add(tiles.product(part, "embeddings"), len(part))
-    gone = sum_up(gone, world, device)
-    moment.sums -= gone.sums
-    moment.rows -= gone.rows
 
 
 # --- a pool on disk ---
@@ -451,10 +445,7 @@ class Selection:
         """The subset, and beside it a JSON of how it came about. Returns what the JSON says."""
         if not self.world.first:
             return None
-        halves = chosen.view(">u8").reshape(-1, 2)
-        uids = np.empty(len(chosen), UID)
-        uids["f0"], uids["f1"] = halves[:, 0], halves[:, 1]
-        repeated = write_subset(self.save_path, uids)
+        repeated = write_subset(self.save_path, chosen)
         subset = read_subset(self.save_path)
         facts = {
             "pool": self.size,
