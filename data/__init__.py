@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from data.karpathy import DATASETS, GalleryDataset, PairDataset
 from data.transforms import test_transform, train_transform
-from distill_utils.errors import UserError
+from distill_utils.runs.errors import UserError
 
 DATA_FOLDER = Path("distill_utils/data")
 
@@ -19,8 +19,9 @@ class Datasets(NamedTuple):
 def build_datasets(name, image_root=None, ann_root=None, *, image_size=224, augment=True, toy_sizes=None):
     """The train pairs and the val and test galleries of data set `name` (a key of DATASETS).
 
-    `toy_sizes`: images of the toy splits. The roots default to the data set's folders under distill_utils/data; `toy` is written there on first use.
-    Raises UserError for an unknown name and for missing or malformed files.
+    `toy_sizes`: images of the toy splits. The roots default to the data set's folders under
+    distill_utils/data; `toy` is written there on first use. Raises UserError for an unknown name and for
+    missing or malformed files.
     """
     if name not in DATASETS:
         raise UserError(f"--dataset {name!r} is unknown: expected one of {', '.join(DATASETS)}.")

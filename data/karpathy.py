@@ -9,9 +9,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from data.captions import clean_caption
-from distill_utils.errors import UserError
+from distill_utils.runs.errors import UserError
 
-# data set -> (prefix of its annotation files, folder of images and folder of annotations under distill_utils/data)
+# data set -> (prefix of its annotation files, folder of images and folder of annotations under
+# distill_utils/data)
 DATASETS = {
     "flickr": ("flickr30k", "Flickr30k", "Flickr30k_ann"),
     "coco": ("coco_karpathy", "COCO", "COCO_ann"),
@@ -26,10 +27,14 @@ def read_annotations(path, keys):
     path = Path(path)
     try:
         if path.stat().st_size > _LARGEST:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes: no annotation file is larger than {_LARGEST:,}.")
+            raise UserError(
+                f"{path} has {path.stat().st_size:,} bytes: no annotation file is larger than {_LARGEST:,}."
+            )
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give the folder of the annotation files with --ann_root.") from None
+        raise UserError(
+            f"{path} does not exist: give the folder of the annotation files with --ann_root."
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}.") from None
     if not isinstance(entries, list) or not entries:
@@ -37,7 +42,9 @@ def read_annotations(path, keys):
     for number, entry in enumerate(entries):
         missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if missing:
-            raise UserError(f"{path}, entry {number}: {missing[0]!r} is missing; every entry needs {', '.join(keys)}.")
+            raise UserError(
+                f"{path}, entry {number}: {missing[0]!r} is missing; every entry needs {', '.join(keys)}."
+            )
     return entries
 
 
@@ -51,8 +58,12 @@ def load_image(path):
     """An RGB PIL image, wholly decoded; UserError if it is missing, broken or absurdly large."""
     try:
         with Image.open(path) as image:
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice this
-                raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS:,} allowed")
+            if (
+                Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS
+            ):  # Pillow only warns up to twice this
+                raise ValueError(
+                    f"it has {image.width} x {image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS:,} allowed"
+                )
             return image.convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give the folder of the images with --image_root.") from None
@@ -63,8 +74,8 @@ def load_image(path):
 class PairDataset(Dataset):
     """All image-caption pairs of a train split.
 
-    `image_paths` [I] unique images, `captions` [P] cleaned, `image_index` LongTensor [P]: the image of each pair.
-    Item p is (uint8 [3, H, W], p): texts are looked up by p, as embeddings.
+    `image_paths` [I] unique images, `captions` [P] cleaned, `image_index` LongTensor [P]: the image of each
+    pair. Item p is (uint8 [3, H, W], p): texts are looked up by p, as embeddings.
     """
 
     def __init__(self, annotation_file, image_root, transform, max_words=30):
@@ -76,7 +87,10 @@ class PairDataset(Dataset):
             image_index.append(position.setdefault(entry["image"], len(position)))
         self.image_paths = [image_root / name for name in position]
         self.image_index = torch.tensor(image_index)
-        self.captions = [clean_caption(_text(entry["caption"], annotation_file, n), max_words) for n, entry in enumerate(entries)]
+        self.captions = [
+            clean_caption(_text(entry["caption"], annotation_file, n), max_words)
+            for n, entry in enumerate(entries)
+        ]
         self.transform = transform
 
     def __len__(self):
@@ -97,7 +111,8 @@ class PairDataset(Dataset):
 class GalleryDataset(Dataset):
     """The images of a val or test split, with every caption: item i is the uint8 image [3, H, W].
 
-    `image_paths` [I], `captions` [M] cleaned, `txt2img` LongTensor [M]: the image of each caption; any number of captions per image.
+    `image_paths` [I], `captions` [M] cleaned, `txt2img` LongTensor [M]: the image of each caption; any number
+    of captions per image.
     """
 
     def __init__(self, annotation_file, image_root, transform, max_words=30):
@@ -106,9 +121,13 @@ class GalleryDataset(Dataset):
         for number, entry in enumerate(read_annotations(annotation_file, ("image", "caption"))):
             captions = entry["caption"] if isinstance(entry["caption"], list) else [entry["caption"]]
             if not captions:
-                raise UserError(f"{annotation_file}, entry {number}: image {entry['image']!r} has no caption, so it cannot be retrieved.")
+                raise UserError(
+                    f"{annotation_file}, entry {number}: image {entry['image']!r} has no caption, so it cannot be retrieved."
+                )
             self.image_paths.append(image_root / entry["image"])
-            self.captions += [clean_caption(_text(caption, annotation_file, number), max_words) for caption in captions]
+            self.captions += [
+                clean_caption(_text(caption, annotation_file, number), max_words) for caption in captions
+            ]
             txt2img += [number] * len(captions)
         self.txt2img = torch.tensor(txt2img)
         self.transform = transform

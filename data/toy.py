@@ -1,6 +1,8 @@
-"""Toy image-text data: rendered scenes of coloured shapes with five true captions each, in the layout of Flickr30k.
+"""Toy image-text data: rendered scenes of coloured shapes with five true captions each, in the layout of
+Flickr30k.
 
-python -m data.toy --image_root distill_utils/data/Toy --ann_root distill_utils/data/Toy --toy_size 3000,300,500
+python -m data.toy --image_root distill_utils/data/Toy --ann_root distill_utils/data/Toy --toy_size
+3000,300,500
 """
 
 import argparse
@@ -11,8 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.toy_scenes import draw_scene, make_example
-from distill_utils.errors import UserError
-from distill_utils.files import read_json, write_json
+from distill_utils.runs.errors import UserError
+from distill_utils.runs.files import read_json, write_json
 
 SPLITS = ("train", "val", "test")
 SIZES = (3000, 300, 500)
@@ -29,7 +31,8 @@ def _annotation_name(split):
 
 
 def _write_image(path, scene):
-    # As files.atomic_path, which would also wait for the disk, 3,800 times. The name carries the process: two may draw at once.
+    # As files.atomic_path, which would also wait for the disk, 3,800 times. The name carries the process: two
+    # may draw at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     draw_scene(scene).save(partial, format="PNG")
     os.replace(partial, path)
@@ -38,7 +41,10 @@ def _write_image(path, scene):
 def _annotations(split, examples):
     """Karpathy entries: one per caption for train, one per image for val and test."""
     if split != "train":
-        return [{"image": _image_name(split, index), "caption": captions} for index, (_, captions) in enumerate(examples)]
+        return [
+            {"image": _image_name(split, index), "caption": captions}
+            for index, (_, captions) in enumerate(examples)
+        ]
     return [
         {"image": _image_name(split, index), "caption": caption, "image_id": f"{split}_{index:05d}"}
         for index, (_, captions) in enumerate(examples)
@@ -70,16 +76,21 @@ def _read_meta(ann_root):
     if meta is None:
         for name in map(_annotation_name, SPLITS):
             if (ann_root / name).exists():
-                raise UserError(f"{ann_root / name} has no toy_meta.json beside it, so it is not overwritten: move it or give another --ann_root.")
+                raise UserError(
+                    f"{ann_root / name} has no toy_meta.json beside it, so it is not overwritten: move it or give another --ann_root."
+                )
     elif not isinstance(meta, dict) or not isinstance(meta.get("sizes"), list):
-        raise UserError(f"{meta_file} is not as the toy data writes it: remove it and the toy_*.json beside it, or give another --ann_root.")
+        raise UserError(
+            f"{meta_file} is not as the toy data writes it: remove it and the toy_*.json beside it, or give another --ann_root."
+        )
     return meta
 
 
 def _present_sizes(ann_root, seed):
     """Sizes of the complete data set of this seed and version in `ann_root`, zeros if there is none.
 
-    An interrupted run counts as none: its images may be of two data sets, and drawing all of them again takes seconds.
+    An interrupted run counts as none: its images may be of two data sets, and drawing all of them again takes
+    seconds.
     """
     meta = _read_meta(ann_root)
     if meta is None or meta != _meta(meta["sizes"], seed, complete=True):
@@ -88,7 +99,9 @@ def _present_sizes(ann_root, seed):
 
 
 def _all_exist(image_root, ann_root, sizes):
-    images = (image_root / _image_name(split, index) for split, size in zip(SPLITS, sizes) for index in range(size))
+    images = (
+        image_root / _image_name(split, index) for split, size in zip(SPLITS, sizes) for index in range(size)
+    )
     annotations = (ann_root / _annotation_name(split) for split in SPLITS)
     return all(path.exists() for path in (*annotations, *images))
 
@@ -119,9 +132,10 @@ def _write(image_root, ann_root, sizes, seed, present):
 def ensure_toy(image_root, ann_root, sizes=SIZES, seed=0):
     """Write the data set unless exactly this one is already there.
 
-    `sizes`: numbers of train, val and test images. Images go to `image_root`/images, and toy_train.json, toy_val.json,
-    toy_test.json and toy_meta.json to `ann_root`; growing the sizes keeps the earlier images. Raises UserError for sizes
-    that are not three positive ints, for annotation files that are not ours, and for folders that cannot be written.
+    `sizes`: numbers of train, val and test images. Images go to `image_root`/images, and toy_train.json,
+    toy_val.json, toy_test.json and toy_meta.json to `ann_root`; growing the sizes keeps the earlier images.
+    Raises UserError for sizes that are not three positive ints, for annotation files that are not ours, and
+    for folders that cannot be written.
     """
     sizes = _check_sizes(sizes)
     image_root, ann_root = Path(image_root), Path(ann_root)
@@ -137,9 +151,18 @@ def main(argv=None):
     """Write the data set that the command line names."""
     parser = argparse.ArgumentParser(description="Write the toy data set in the layout of Flickr30k.")
     parser.add_argument("--image_root", default=_FOLDER, help="folder of the images (default: %(default)s)")
-    parser.add_argument("--ann_root", default=_FOLDER, help="folder of the annotation files (default: %(default)s)")
-    parser.add_argument("--toy_size", default=",".join(map(str, SIZES)), help="images, TRAIN,VAL,TEST (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="scenes, drawings and captions follow from it (default: %(default)s)")
+    parser.add_argument(
+        "--ann_root", default=_FOLDER, help="folder of the annotation files (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--toy_size", default=",".join(map(str, SIZES)), help="images, TRAIN,VAL,TEST (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="scenes, drawings and captions follow from it (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     ensure_toy(args.image_root, args.ann_root, parse_sizes(args.toy_size), args.seed)
 

@@ -22,7 +22,11 @@ COLOURS = {
     "black": (20, 20, 22),
 }
 RADII = {"small": 0.115, "medium": 0.165, "large": 0.235}  # of the circle around a shape, in image sides
-_SIZE_WORDS = {"small": ("small", "little", "tiny"), "medium": ("medium", "medium sized"), "large": ("large", "big")}
+_SIZE_WORDS = {
+    "small": ("small", "little", "tiny"),
+    "medium": ("medium", "medium sized"),
+    "large": ("large", "big"),
+}
 
 
 class Background(NamedTuple):
@@ -33,7 +37,12 @@ class Background(NamedTuple):
 
 
 def _plain(colour, tone):
-    return Background("plain", (tone,), (f"a {colour} background", f"a plain {colour} background"), (colour, f"plain {colour}"))
+    return Background(
+        "plain",
+        (tone,),
+        (f"a {colour} background", f"a plain {colour} background"),
+        (colour, f"plain {colour}"),
+    )
 
 
 BACKGROUNDS = {
@@ -44,7 +53,11 @@ BACKGROUNDS = {
     "gradient": Background(
         "gradient",
         ((130, 190, 245), (245, 250, 255)),
-        ("a light blue gradient", "a background that fades from light blue to white", "a fading light blue background"),
+        (
+            "a light blue gradient",
+            "a background that fades from light blue to white",
+            "a fading light blue background",
+        ),
         ("a light blue gradient", "light blue and fades to white"),
     ),
     "stripes": Background(
@@ -95,7 +108,9 @@ def _star():
 
 def _ring():
     outer, inner = _arc(48), _arc(48, radius=0.55)
-    return outer + outer[:1] + inner[:1] + inner[::-1]  # a closed outer circle, a cut inwards, the hole the other way round
+    return (
+        outer + outer[:1] + inner[:1] + inner[::-1]
+    )  # a closed outer circle, a cut inwards, the hole the other way round
 
 
 def _cross(arm=0.32, reach=0.95):
@@ -109,7 +124,13 @@ def _cross(arm=0.32, reach=0.95):
 
 def _heart():
     angles = [2 * math.pi * step / 48 for step in range(48)]
-    curve = [(16 * math.sin(a) ** 3, 5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a) - 13 * math.cos(a)) for a in angles]
+    curve = [
+        (
+            16 * math.sin(a) ** 3,
+            5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a) - 13 * math.cos(a),
+        )
+        for a in angles
+    ]
     return [(x / 18, (y - 2) / 18) for x, y in curve]
 
 
@@ -139,7 +160,9 @@ def _make_shape(rng, colours):
     low, high = RADII[size] + 0.01, 0.99 - RADII[size]
     y, x = (min(max(0.2 + 0.3 * cell + rng.uniform(-0.03, 0.03), low), high) for cell in (row, column))
     rgb = tuple(min(max(value + rng.randint(-12, 12), 0), 255) for value in COLOURS[colour])
-    return Shape(rng.choice(list(OUTLINES)), colour, size, row, column, x, y, math.radians(rng.uniform(-9, 9)), rgb)
+    return Shape(
+        rng.choice(list(OUTLINES)), colour, size, row, column, x, y, math.radians(rng.uniform(-9, 9)), rgb
+    )
 
 
 def _compatible(a, b):
@@ -175,7 +198,10 @@ def _background(name, side):
         for row in range(8):
             for column in range(8):
                 if (column if pattern == "stripes" else row + column) % 2:
-                    draw.rectangle([column * step, row * step, (column + 1) * step - 1, (row + 1) * step - 1], fill=tones[1])
+                    draw.rectangle(
+                        [column * step, row * step, (column + 1) * step - 1, (row + 1) * step - 1],
+                        fill=tones[1],
+                    )
     return image
 
 
@@ -186,7 +212,9 @@ def draw_scene(scene, *, resolution=72, supersampling=4):
     draw = ImageDraw.Draw(image)
     for shape in scene.shapes:
         cos, sin = (RADII[shape.size] * f(shape.turn) for f in (math.cos, math.sin))
-        outline = [(shape.x + cos * x - sin * y, shape.y + sin * x + cos * y) for x, y in OUTLINES[shape.kind]]
+        outline = [
+            (shape.x + cos * x - sin * y, shape.y + sin * x + cos * y) for x, y in OUTLINES[shape.kind]
+        ]
         # Whole pixels, so that the last bit of a machine's sine cannot show.
         draw.polygon([(round(side * x), round(side * y)) for x, y in outline], fill=shape.rgb)
     return image.reduce(supersampling)
@@ -207,7 +235,14 @@ def _place(shape, rng):
     edge, half = (("top", "upper"), ("", ""), ("bottom", "lower"))[shape.row]
     side = ("left", "", "right")[shape.column]
     if edge and side:
-        return rng.choice((f"in the {edge} {side} corner", f"in the {half} {side} corner", f"at the {edge} {side}", f"in the {half} {side}"))
+        return rng.choice(
+            (
+                f"in the {edge} {side} corner",
+                f"in the {half} {side} corner",
+                f"at the {edge} {side}",
+                f"in the {half} {side}",
+            )
+        )
     if edge:
         return rng.choice((f"at the {edge}", f"at the {edge} centre", f"in the {half} middle"))
     if side:
@@ -255,17 +290,32 @@ def _phrase(shapes, told, rng):
 
 
 def _statement(shapes, told, rng):
-    """A clause with a verb that tells the places: "at the top there is a red star, in the lower left a blue ring"."""
+    """A clause with a verb that tells the places: "at the top there is a red star, in the lower left a blue
+    ring".
+    """
     nouns = [_noun(shape, told, rng) for shape in shapes]
     if len(shapes) > 1 and rng.random() < 0.6:
         return _chain(shapes, nouns, "is ", rng)
     if len(shapes) == 1 and rng.random() < 0.6:
         return f"{nouns[0]} {rng.choice(('is', 'sits'))} {_place(shapes[0], rng)}"
     first, *others = (_place(shape, rng) for shape in shapes)
-    return ", ".join([f"{first} there is {nouns[0]}", *(f"{place} {noun}" for place, noun in zip(others, nouns[1:]))])
+    return ", ".join(
+        [f"{first} there is {nouns[0]}", *(f"{place} {noun}" for place, noun in zip(others, nouns[1:]))]
+    )
 
 
-_LEADS = ("", "", "", "a picture of ", "an image of ", "a photo of ", "a drawing of ", "there is ", "we see ", "this shows ")
+_LEADS = (
+    "",
+    "",
+    "",
+    "a picture of ",
+    "an image of ",
+    "a photo of ",
+    "a drawing of ",
+    "there is ",
+    "we see ",
+    "this shows ",
+)
 
 
 def _introduced(phrase, count, rng):

@@ -7,11 +7,24 @@ from torchvision.transforms import InterpolationMode, v2
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_OPERATIONS = ("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+_OPERATIONS = (
+    "Identity",
+    "AutoContrast",
+    "Equalize",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Rotate",
+)
 
 
 class _PairRandAugment(v2.RandAugment):
-    """RandAugment without the colour operations that would make a caption untrue (solarize, posterize, colour)."""
+    """RandAugment without the colour operations that would make a caption untrue (solarize, posterize,
+    colour).
+    """
 
     _AUGMENTATION_SPACE = {name: v2.RandAugment._AUGMENTATION_SPACE[name] for name in _OPERATIONS}
 
@@ -30,12 +43,16 @@ def train_transform(image_size):
 
 def test_transform(image_size):
     """Bicubic resize to a square, no crop."""
-    return v2.Compose([v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC), v2.PILToTensor()])
+    return v2.Compose(
+        [v2.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC), v2.PILToTensor()]
+    )
 
 
 def _statistics(images, mean, std):
     shape = (-1, 1, 1)
-    return (torch.tensor(value, device=images.device, dtype=images.dtype).view(shape) for value in (mean, std))
+    return (
+        torch.tensor(value, device=images.device, dtype=images.dtype).view(shape) for value in (mean, std)
+    )
 
 
 def normalise(images, mean=CLIP_MEAN, std=CLIP_STD):

@@ -1,9 +1,11 @@
-"""What things cost, side by side in one run: `python -m distill_utils.benchmark matching|retrieval|trajectory|evaluate|vas [flags]`.
+"""What things cost, side by side in one run: `python -m distill_utils.benchmark
+matching|retrieval|trajectory|evaluate|vas [flags]`.
 
-Every cell runs alone in a process of its own, so that its peak memory is its own; the last line printed is one JSON object.
-Figures mean something on an idle machine only.
+Every cell runs alone in a process of its own, so that its peak memory is its own; the last line printed is
+one JSON object. Figures mean something on an idle machine only.
 """
 
+import argparse
 import itertools
 import json
 import multiprocessing
@@ -24,27 +26,43 @@ from torch.utils.data import DataLoader
 
 from data import build_datasets
 from data.transforms import normalise
-from distill_lors import Distillation, draw_minibatches, outer_optimizer
-from distill_utils import config, oracles, pool, vas
-from distill_utils.coreset import real_set, select
-from distill_utils.errors import UserError, first_line
-from distill_utils.evaluate import aligned, gallery_recall
-from distill_utils.files import atomic_path
-from distill_utils.flags import model_maker, open_task
-from distill_utils.losses import LOSSES
-from distill_utils.matching import DERIVATIVES, GRADIENTS, Matcher, gradient_agreement, require_combination
-from distill_utils.memory import peak_mb, reset_peak, synchronise
-from distill_utils.precision import set_precision
-from distill_utils.retrieval import recall_from_scores, retrieval_recall
-from distill_utils.run import generator, provenance, resolve_device, run_program
-from distill_utils.similarity import build_similarity
-from distill_utils.synthetic import SyntheticSet
-from distill_utils.training import sgd, train_epoch
-from distill_utils.trajectory import TOWERS, ExpertTrajectories, Weights, flatten, snapshot, tower_parameters, write_expert
+from distill_utils.distillation.optimizer import outer_optimizer
+from distill_utils.distillation.outer_loop import OuterLoop
+from distill_utils.evaluation.retrieval import recall_from_scores, retrieval_recall
+from distill_utils.evaluation.students import gallery_recall
+from distill_utils.evaluation.tables import aligned
+from distill_utils.experts.trajectories import ExpertTrajectories, write_expert
+from distill_utils.matching import oracles
+from distill_utils.matching.checks import gradient_agreement, require_combination
+from distill_utils.matching.derivatives import DERIVATIVES
+from distill_utils.matching.gradient import GRADIENTS, Matcher
+from distill_utils.matching.objective import TrajectoryMatching, draw_minibatches
+from distill_utils.runs import flags
+from distill_utils.runs.devices import peak_mb, reset_peak, resolve_device, set_precision, synchronise
+from distill_utils.runs.errors import UserError, first_line
+from distill_utils.runs.files import atomic_path
+from distill_utils.runs.flags import count, positive
+from distill_utils.runs.folder import provenance
+from distill_utils.runs.seeds import generator
+from distill_utils.runs.signals import run_program
+from distill_utils.selection import pool, vas
+from distill_utils.selection.coresets import select
+from distill_utils.selection.oracles import vas_in_memory
+from distill_utils.synthetic.set import SyntheticSet, real_set
+from distill_utils.synthetic.similarity import build_similarity
+from distill_utils.task.from_flags import model_maker, open_task
+from distill_utils.training.epochs import sgd, train_epoch
+from distill_utils.training.losses import LOSSES
 from networks import build_model
 from networks.text_encoders import build_text_encoder, ensure_toy_bert
+from networks.weights import TOWERS, Weights, flatten, snapshot, tower_parameters
 
-GROUPS = {"pixels": ("images",), "texts": ("texts",), "similarity": None, "lrs": ("lr_img", "lr_txt")}  # None: all other parameters
+GROUPS = {
+    "pixels": ("images",),
+    "texts": ("texts",),
+    "similarity": None,
+    "lrs": ("lr_img", "lr_txt"),
+}  # None: all other parameters
 _EPOCHS = 10  # of the experts in a buffer of published size
 
 
@@ -62,7 +80,10 @@ def in_own_process(function, *args):
         return receiver.recv()
     except EOFError:
         process.join()
-        return {"error": f"the process ended with status {process.exitcode}" + (", probably out of memory" if process.exitcode == -9 else "")}
+        return {
+            "error": f"the process ended with status {process.exitcode}"
+            + (", probably out of memory" if process.exitcode == -9 else "")
+        }
     finally:
         process.join()
 
@@ -89,7 +110,12 @@ def timed(step, device, repeats, warm_up=1):
 
 
 def spread(seconds):
-    return {"seconds": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "n": len(seconds)}
+    return {
+        "seconds": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "n": len(seconds),
+    }
 
 
 def _cells_text(value, digits=2):
@@ -114,7 +140,9 @@ CELLS = {
 
 
 def _text_encoder(args, folder):
-    """For toy scenes without roots of their own: makes them in `folder`, and a BERT of base size that knows their words."""
+    """For toy scenes without roots of their own: makes them in `folder`, and a BERT of base size that knows
+    their words.
+    """
     if args.dataset == "toy" and not args.ann_root:
         args.image_root = args.ann_root = str(folder / "toy")
         train = build_datasets("toy", args.image_root, args.ann_root, toy_sizes=args.toy_size).train
@@ -123,20 +151,36 @@ def _text_encoder(args, folder):
 
 
 def make_matching_problem(args, folder):
-    """Writes `problem.pt`: real pairs, and start and target of an expert that really trained on them for a few steps."""
+    """Writes `problem.pt`: real pairs, and start and target of an expert that really trained on them for a
+    few steps.
+    """
     device = torch.device(args.device)
     task = open_task(args, device)
     torch.manual_seed(args.seed)
     model = model_maker(args, task, device)().to(device)
     numbers = generator(args.seed, "benchmark")
     optimizer = sgd(model, 0.1, 0.1)
-    batches = (batch for _ in itertools.count() for batch in task.train_batches(max(args.mini_batch_size, 16), numbers, device))
+    batches = (
+        batch
+        for _ in itertools.count()
+        for batch in task.train_batches(max(args.mini_batch_size, 16), numbers, device)
+    )
     snapshots = []
     for _ in range(2):
-        train_epoch(model, (next(batches) for _ in range(args.expert_steps)), optimizer, LOSSES["InfoNCE"], args.temperature)
+        train_epoch(
+            model,
+            (next(batches) for _ in range(args.expert_steps)),
+            optimizer,
+            LOSSES["InfoNCE"],
+            args.temperature,
+        )
         snapshots.append(snapshot(model))
     synthetic = real_set(task, select("random", task, args.num_queries, numbers), {})
-    problem = {"snapshots": [list(shot) for shot in snapshots], "images": synthetic.images.detach(), "texts": synthetic.texts.detach()}
+    problem = {
+        "snapshots": [list(shot) for shot in snapshots],
+        "images": synthetic.images.detach(),
+        "texts": synthetic.texts.detach(),
+    }
     torch.save(problem, folder / "problem.pt")
     return {}
 
@@ -150,12 +194,24 @@ class _Problem:
         saved = torch.load(folder / "problem.pt", weights_only=True)
         like = {"device": self.device, "dtype": dtype}
         n = len(saved["images"])
-        similarity = build_similarity(args.sim_type, n, rank=min(args.sim_rank, n), alpha=args.alpha, generator=generator(args.seed, "S"))
-        self.synthetic = SyntheticSet(saved["images"], saved["texts"], similarity, args.lr_teacher_img, args.lr_teacher_txt).to(**like)
+        similarity = build_similarity(
+            args.sim_type,
+            n,
+            rank=min(args.sim_rank, n),
+            alpha=args.alpha,
+            generator=generator(args.seed, "S"),
+        )
+        self.synthetic = SyntheticSet(
+            saved["images"], saved["texts"], similarity, args.lr_teacher_img, args.lr_teacher_txt
+        ).to(**like)
         with torch.no_grad():  # away from the start, where R = 0 and L has no gradient
             for parameter in similarity.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(args.seed, "away")).to(**like))
-        self.start, self.target = (Weights(*(flatten(tower).to(**like) for tower in shot)) for shot in saved["snapshots"])
+                parameter.add_(
+                    0.1 * torch.randn(parameter.shape, generator=generator(args.seed, "away")).to(**like)
+                )
+        self.start, self.target = (
+            Weights(*(flatten(tower).to(**like) for tower in shot)) for shot in saved["snapshots"]
+        )
         self.model = build_model(
             args.image_encoder,
             saved["texts"].shape[1],
@@ -167,7 +223,10 @@ class _Problem:
         self.model = self.model.to(**like).train()
         numbers = generator(args.seed, "minibatches")
         steps = 1 + args.repeats
-        self.minibatches = [draw_minibatches(n, args.mini_batch_size, args.syn_steps, numbers, self.device) for _ in range(steps)]
+        self.minibatches = [
+            draw_minibatches(n, args.mini_batch_size, args.syn_steps, numbers, self.device)
+            for _ in range(steps)
+        ]
         self.shared = {"merge_towers": args.merge_loss_branches, "temperature": args.temperature}
 
     def gradients(self):
@@ -181,20 +240,29 @@ def training_cell(args, folder):
     optimizer = sgd(problem.model, 0.1, 0.1)
 
     def step(n):
-        batches = [tuple(value.detach() for value in problem.synthetic.minibatch(ids)) for ids in problem.minibatches[n]]
-        train_epoch(problem.model, batches, optimizer, LOSSES[args.loss_type], args.temperature, args.precision)
+        batches = [
+            tuple(value.detach() for value in problem.synthetic.minibatch(ids))
+            for ids in problem.minibatches[n]
+        ]
+        train_epoch(
+            problem.model, batches, optimizer, LOSSES[args.loss_type], args.temperature, args.precision
+        )
 
     seconds = timed(step, problem.device, args.repeats)
     return {"scheme": "training", "all": seconds} | spread(seconds) | {"peak_mb": peak_mb(problem.device)}
 
 
 def matching_cell(args, folder, scheme, gradient, second_order):
-    """Seconds and peak memory of the gradients of an outer step, and the gradients of every step; ours does not print them."""
+    """Seconds and peak memory of the gradients of an outer step, and the gradients of every step; ours does
+    not print them.
+    """
     problem = _Problem(args, folder)
     loss_fn = LOSSES[args.loss_type]
     if scheme == "ours":
         options = {"path_device": args.path_device, "precision": args.precision, "compile": args.compile}
-        take = Matcher(problem.model, loss_fn, gradient=gradient, second_order=second_order, **problem.shared, **options)
+        take = Matcher(
+            problem.model, loss_fn, gradient=gradient, second_order=second_order, **problem.shared, **options
+        )
     elif scheme == "unroll":
         take = partial(oracles.unroll, problem.model, loss_fn=loss_fn, gradient=gradient, **problem.shared)
     else:
@@ -220,7 +288,9 @@ def exact_cell(args, folder, gradient):
     """The same gradients in float64, by `forward`, which the tests hold against the whole unroll to 1e-9."""
     args.precision, args.grad_checkpointing = "fp32", False
     problem = _Problem(args, folder, torch.float64)
-    matcher = Matcher(problem.model, LOSSES[args.loss_type], gradient=gradient, second_order="forward", **problem.shared)
+    matcher = Matcher(
+        problem.model, LOSSES[args.loss_type], gradient=gradient, second_order="forward", **problem.shared
+    )
     found = []
     for n, minibatches in enumerate(problem.minibatches):
         matcher(problem.synthetic, problem.start, problem.target, minibatches, seed=n)
@@ -230,20 +300,35 @@ def exact_cell(args, folder, gradient):
 
 
 def _agreement(folder, cell):
-    """Per group of parameters, the worst cosine and relative error over the steps; {} where there is no exact gradient."""
+    """Per group of parameters, the worst cosine and relative error over the steps; {} where there is no exact
+    gradient.
+    """
     exact = folder / f"exact_{cell['gradient']}.pt"
     if not exact.exists():
         return {}
     steps = list(
-        zip(*(torch.load(file, weights_only=True)[1:] for file in (folder / f"{cell['scheme']}_{cell['gradient']}_{cell['second_order']}.pt", exact)))
+        zip(
+            *(
+                torch.load(file, weights_only=True)[1:]
+                for file in (folder / f"{cell['scheme']}_{cell['gradient']}_{cell['second_order']}.pt", exact)
+            )
+        )
     )
     result = {}
     for group, names in GROUPS.items():
         if names is None:
             names = [name for name in steps[0][0] if name.startswith("similarity.")]
         if names:
-            pairs = [gradient_agreement(*(torch.cat([side[name].flatten().double() for name in names]) for side in step)) for step in steps]
-            result[group] = {"cosine": min(pair["cosine"] for pair in pairs), "relative_error": max(pair["error"] for pair in pairs)}
+            pairs = [
+                gradient_agreement(
+                    *(torch.cat([side[name].flatten().double() for name in names]) for side in step)
+                )
+                for step in steps
+            ]
+            result[group] = {
+                "cosine": min(pair["cosine"] for pair in pairs),
+                "relative_error": max(pair["error"] for pair in pairs),
+            }
     return result
 
 
@@ -251,13 +336,22 @@ def benchmark_matching(args, folder):
     """Rows for the cells that the flags name, beside the floor."""
     unknown = set(args.cells) - set(CELLS)
     if unknown:
-        raise UserError(f"--cells {sorted(unknown)[0]!r} is unknown: expected names among {', '.join(CELLS)}.")
+        raise UserError(
+            f"--cells {sorted(unknown)[0]!r} is unknown: expected names among {', '.join(CELLS)}."
+        )
     if args.mini_batch_size > args.num_queries:
-        raise UserError(f"--mini_batch_size {args.mini_batch_size} is more than the --num_queries {args.num_queries} pairs there are.")
+        raise UserError(
+            f"--mini_batch_size {args.mini_batch_size} is more than the --num_queries {args.num_queries} pairs there are."
+        )
     wanted = [cell for name, cell in CELLS.items() if not args.cells or name in args.cells]
     for scheme, _, second_order in wanted if args.cells else ():
         if scheme == "ours":
-            require_combination(second_order, precision=args.precision, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
+            require_combination(
+                second_order,
+                precision=args.precision,
+                compile=args.compile,
+                grad_checkpointing=args.grad_checkpointing,
+            )
     _text_encoder(args, folder)
     failed = in_own_process(make_matching_problem, args, folder)
     if failed:
@@ -266,9 +360,15 @@ def benchmark_matching(args, folder):
     for scheme, gradient, second_order in wanted:
         result = in_own_process(matching_cell, args, folder, scheme, gradient, second_order)
         cells.append({"scheme": scheme, "gradient": gradient, "second_order": second_order} | result)
-        print(f"{_cell_name(scheme, gradient, second_order)}: {result.get('error') or result}", file=sys.stderr)
-        floors.append(in_own_process(training_cell, args, folder))  # the floor between all cells: machines drift
-    training = next((floor for floor in floors if "error" in floor), None) or floors[0] | spread([s for floor in floors for s in floor["all"]])
+        print(
+            f"{_cell_name(scheme, gradient, second_order)}: {result.get('error') or result}", file=sys.stderr
+        )
+        floors.append(
+            in_own_process(training_cell, args, folder)
+        )  # the floor between all cells: machines drift
+    training = next((floor for floor in floors if "error" in floor), None) or floors[0] | spread(
+        [s for floor in floors for s in floor["all"]]
+    )
     training.pop("all", None)
     if args.exact:
         for gradient in GRADIENTS:
@@ -306,7 +406,12 @@ def _matching_table(result):
                 _cells_text(reference / seconds if reference else None),
                 _cells_text(cell["peak_mb"], 0),
                 "" if cell.get("cosine") is None else f"{cell['cosine']:.7f}",
-                *(f"{cell['groups'][group]['relative_error']:.1e}" if group in cell.get("groups", {}) else "" for group in GROUPS),
+                *(
+                    f"{cell['groups'][group]['relative_error']:.1e}"
+                    if group in cell.get("groups", {})
+                    else ""
+                    for group in GROUPS
+                ),
             ]
         )
     header = [
@@ -329,11 +434,16 @@ _COLOURS = {"reference": "#9aa0a6", "unroll": "#9aa0a6", "ours": "#1a73e8"}
 
 def draw_matching(result, path):
     """The table as a figure: seconds and memory of an outer step, beside T plain training steps."""
-    cells = sorted((cell for cell in result["cells"] if "error" not in cell), key=lambda cell: -cell["seconds"])
+    cells = sorted(
+        (cell for cell in result["cells"] if "error" not in cell), key=lambda cell: -cell["seconds"]
+    )
     names = [_cell_name(cell["scheme"], cell["gradient"], cell["second_order"]) for cell in cells]
     figure = Figure(figsize=(10, 0.38 * len(cells) + 1.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, key, scale, label in ((panels[0], "seconds", 1, "seconds per outer step"), (panels[1], "peak_mb", 1024, "peak memory, GiB")):
+    for axes, key, scale, label in (
+        (panels[0], "seconds", 1, "seconds per outer step"),
+        (panels[1], "peak_mb", 1024, "peak memory, GiB"),
+    ):
         values = [cell[key] / scale for cell in cells]
         bars = axes.barh(names, values, color=[_COLOURS[cell["scheme"]] for cell in cells])
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
@@ -359,25 +469,63 @@ def draw_matching(result, path):
 def write_published_size_buffer(args, folder):
     """One expert of _EPOCHS epochs in the layout of a buffer: start and target of the problem, then copies."""
     first, second = torch.load(folder / "problem.pt", weights_only=True)["snapshots"]
-    write_expert(folder / "buffer", 0, [Weights(*first), *([[piece.clone() for piece in tower] for tower in second] for _ in range(_EPOCHS))])
+    write_expert(
+        folder / "buffer",
+        0,
+        [
+            Weights(*first),
+            *([[piece.clone() for piece in tower] for tower in second] for _ in range(_EPOCHS)),
+        ],
+    )
     return {}
 
 
 def whole_reference_cell(args, folder):
-    """Reads the whole expert, builds the model with its BERT, takes the reference's gradients, steps, logs: every time."""
+    """Reads the whole expert, builds the model with its BERT, takes the reference's gradients, steps, logs:
+    every time.
+    """
     problem = _Problem(args, folder)
     inside = []
-    optimizer = outer_optimizer(problem.synthetic, lr_img=1, lr_txt=1, lr_lr=1e-4, lr_sim=1, momentum_syn=0.5, momentum_lr=0.5, momentum_sim=0.5)
+    optimizer = outer_optimizer(
+        problem.synthetic,
+        lr_img=1,
+        lr_txt=1,
+        lr_lr=1e-4,
+        lr_sim=1,
+        momentum_syn=0.5,
+        momentum_lr=0.5,
+        momentum_sim=0.5,
+    )
 
     def step(n):
-        image, text = (torch.load(folder / "buffer" / f"{tower}_replay_buffer_0.pt", weights_only=True) for tower in ("img", "txt"))
+        image, text = (
+            torch.load(folder / "buffer" / f"{tower}_replay_buffer_0.pt", weights_only=True)
+            for tower in ("img", "txt")
+        )
         build_text_encoder(args.text_encoder, checkpoint_dir=args.checkpoint_dir).model.to(problem.device)
-        model = build_model(args.image_encoder, problem.synthetic.texts.shape[1], pretrained=False, checkpoint_dir=args.checkpoint_dir)
+        model = build_model(
+            args.image_encoder,
+            problem.synthetic.texts.shape[1],
+            pretrained=False,
+            checkpoint_dir=args.checkpoint_dir,
+        )
         model = model.to(problem.device).train()
-        start, target = (Weights(flatten(image[0][epoch]).to(problem.device), flatten(text[0][epoch]).to(problem.device)) for epoch in (0, 1))
+        start, target = (
+            Weights(flatten(image[0][epoch]).to(problem.device), flatten(text[0][epoch]).to(problem.device))
+            for epoch in (0, 1)
+        )
         synchronise(problem.device)
         began = time.perf_counter()
-        loss = oracles.reference(model, problem.synthetic, start, target, problem.minibatches[n], LOSSES[args.loss_type], seed=n, **problem.shared)
+        loss = oracles.reference(
+            model,
+            problem.synthetic,
+            start,
+            target,
+            problem.minibatches[n],
+            LOSSES[args.loss_type],
+            seed=n,
+            **problem.shared,
+        )
         synchronise(problem.device)
         inside.append(time.perf_counter() - began)
         optimizer.step()
@@ -402,22 +550,30 @@ def whole_cell(args, folder):
         inside.append(time.perf_counter() - began)
         return loss
 
-    outer = Distillation(
-        problem.synthetic,
+    objective = TrajectoryMatching(
         timed_matcher,
         ExpertTrajectories(folder / "buffer"),
-        outer_optimizer(problem.synthetic, lr_img=1, lr_txt=1, lr_lr=1e-4, lr_sim=1, momentum_syn=0.5, momentum_lr=0.5, momentum_sim=0.5),
         syn_steps=args.syn_steps,
         mini_batch_size=args.mini_batch_size,
         expert_epochs=1,
         max_start_epoch=1,
-        clamp_lr=1e-3,
-        seed=args.seed,
     )
+    optimizer = outer_optimizer(
+        problem.synthetic,
+        lr_img=1,
+        lr_txt=1,
+        lr_lr=1e-4,
+        lr_sim=1,
+        momentum_syn=0.5,
+        momentum_lr=0.5,
+        momentum_sim=0.5,
+    )
+    loop = OuterLoop(problem.synthetic, objective, optimizer, clamp_lr=1e-3)
 
     def step(n):
-        outer.advance()
-        _append_log(folder, n, outer.unlogged["Loss/grand"])
+        loop.update(objective(problem.synthetic, n, generator(args.seed, "step", n)))
+        _append_log(folder, n, loop.unlogged["Loss/grand"])
+        loop.recorded()
 
     seconds = timed(step, problem.device, args.repeats)
     return _whole(seconds, inside[1:], problem.device)
@@ -430,23 +586,38 @@ def _append_log(folder, step, loss):
 
 def _whole(seconds, inside, device):
     outside = statistics.median([whole - part for whole, part in zip(seconds, inside)])
-    return spread(seconds) | {"outside_seconds": outside, "outside_share": outside / statistics.median(seconds), "peak_mb": peak_mb(device)}
+    return spread(seconds) | {
+        "outside_seconds": outside,
+        "outside_share": outside / statistics.median(seconds),
+        "peak_mb": peak_mb(device),
+    }
 
 
 def whole_step(args, folder):
     in_own_process(write_published_size_buffer, args, folder)
-    result = {"reference": in_own_process(whole_reference_cell, args, folder), "ours": in_own_process(whole_cell, args, folder)}
+    result = {
+        "reference": in_own_process(whole_reference_cell, args, folder),
+        "ours": in_own_process(whole_cell, args, folder),
+    }
     rows = [
         [name, cell["error"], "", "", ""]
         if "error" in cell
-        else [name, f"{cell['seconds']:.3f}", f"{cell['outside_seconds']:.3f}", f"{cell['outside_share']:.1%}", cell["n"]]
+        else [
+            name,
+            f"{cell['seconds']:.3f}",
+            f"{cell['outside_seconds']:.3f}",
+            f"{cell['outside_share']:.1%}",
+            cell["n"],
+        ]
         for name, cell in result.items()
     ]
     print(aligned(["whole outer step", "seconds", "outside the gradients", "share", "n"], rows))
     if all("error" not in cell for cell in result.values()):
         for key, ratio in (("seconds", "ratio"), ("outside_seconds", "outside_ratio")):
             result[ratio] = result["reference"][key] / result["ours"][key]
-        print(f"whole step {result['ratio']:.2f} times faster, its part outside the gradients {result['outside_ratio']:.1f} times\n")
+        print(
+            f"whole step {result['ratio']:.2f} times faster, its part outside the gradients {result['outside_ratio']:.1f} times\n"
+        )
     return result
 
 
@@ -487,9 +658,14 @@ def benchmark_retrieval(args, folder):
     seconds = timed(lambda _: found.update(recall_from_scores(scores, txt2img)), device, args.repeats)
     ours = spread(seconds)
     identical = all(abs(found[key] - expected[key]) < 1e-9 for key in expected)
-    rows = [["argsort of every row", f"{naive:.3f}", ""], ["recall_from_scores", f"{ours['seconds']:.3f}", f"{naive / ours['seconds']:.1f}"]]
+    rows = [
+        ["argsort of every row", f"{naive:.3f}", ""],
+        ["recall_from_scores", f"{ours['seconds']:.3f}", f"{naive / ours['seconds']:.1f}"],
+    ]
     print(aligned([f"recall, {n} images x {m} texts", "seconds", "x faster"], rows))
-    print(f"identical results, ties included: {'yes' if identical else 'NO'} (r_mean {expected['r_mean']:.3f})")
+    print(
+        f"identical results, ties included: {'yes' if identical else 'NO'} (r_mean {expected['r_mean']:.3f})"
+    )
     return {"naive_seconds": naive, "ours": ours, "ratio": naive / ours["seconds"], "identical": identical}
 
 
@@ -513,11 +689,17 @@ def write_random_expert(args, folder):
     """An expert of _EPOCHS epochs of random weights, of the size of the flags' model."""
     model = build_model(args.image_encoder, 768, pretrained=False, checkpoint_dir=args.checkpoint_dir)
     write_expert(folder / "buffer", 0, [snapshot(model) for _ in range(1 + _EPOCHS)])
-    return {"snapshot_bytes": sum(4 * parameter.numel() for tower in tower_parameters(model) for _, parameter in tower)}
+    return {
+        "snapshot_bytes": sum(
+            4 * parameter.numel() for tower in tower_parameters(model) for _, parameter in tower
+        )
+    }
 
 
 def trajectory_cell(args, folder, whole):
-    """Seconds and bytes from storage to get a start and a target, from files that nothing has cached and then cached."""
+    """Seconds and bytes from storage to get a start and a target, from files that nothing has cached and then
+    cached.
+    """
     files = sorted((folder / "buffer").glob("*.pt"))
     experts = ExpertTrajectories(folder / "buffer")
 
@@ -535,12 +717,19 @@ def trajectory_cell(args, folder, whole):
 
 
 def rounding_cell(args, folder):
-    """How the exact gradients agree, from start and target as they are and as --buffer_dtype bfloat16 stores them."""
+    """How the exact gradients agree, from start and target as they are and as --buffer_dtype bfloat16 stores
+    them.
+    """
     problem = _Problem(args, folder)
-    rounded = [Weights(*(vector.bfloat16().float() for vector in weights)) for weights in (problem.start, problem.target)]
+    rounded = [
+        Weights(*(vector.bfloat16().float() for vector in weights))
+        for weights in (problem.start, problem.target)
+    ]
     result = {}
     for gradient in GRADIENTS:
-        matcher = Matcher(problem.model, LOSSES[args.loss_type], gradient=gradient, second_order="reverse", **problem.shared)
+        matcher = Matcher(
+            problem.model, LOSSES[args.loss_type], gradient=gradient, second_order="reverse", **problem.shared
+        )
         found = []
         for start, target in ((problem.start, problem.target), rounded):
             matcher(problem.synthetic, start, target, problem.minibatches[0], seed=0)
@@ -551,7 +740,9 @@ def rounding_cell(args, folder):
 
 
 def rounding(args, folder):
-    """The effect of --buffer_dtype bfloat16, on an expert that trained for --expert_steps from its start to its target."""
+    """The effect of --buffer_dtype bfloat16, on an expert that trained for --expert_steps from its start to
+    its target.
+    """
     _text_encoder(args, folder)
     failed = in_own_process(make_matching_problem, args, folder)
     result = failed or in_own_process(rounding_cell, args, folder)
@@ -569,9 +760,13 @@ def rounding(args, folder):
 
 
 def benchmark_trajectory(args, folder):
-    """`ExpertTrajectories.sample` against loading the whole expert, from a buffer of the flags' model; what bfloat16 snapshots cost."""
+    """`ExpertTrajectories.sample` against loading the whole expert, from a buffer of the flags' model; what
+    bfloat16 snapshots cost.
+    """
     written = in_own_process(write_random_expert, args, folder)
-    result = {name: in_own_process(trajectory_cell, args, folder, name == "whole") for name in ("whole", "sample")}
+    result = {
+        name: in_own_process(trajectory_cell, args, folder, name == "whole") for name in ("whole", "sample")
+    }
     for cell in (written, *result.values()):
         if "error" in cell:
             raise UserError(f"The buffer cannot be measured: {cell['error']}")
@@ -581,9 +776,26 @@ def benchmark_trajectory(args, folder):
         cell = result[name]
         cell["snapshots_read"] = cell["bytes_read"] / size
         rows.append(
-            [label, f"{cell['bytes_read'] / 2**20:.0f}", f"{cell['snapshots_read']:.2f}", f"{cell['cold_seconds']:.3f}", f"{cell['seconds']:.3f}"]
+            [
+                label,
+                f"{cell['bytes_read'] / 2**20:.0f}",
+                f"{cell['snapshots_read']:.2f}",
+                f"{cell['cold_seconds']:.3f}",
+                f"{cell['seconds']:.3f}",
+            ]
         )
-    print(aligned([f"{1 + _EPOCHS} snapshots of {size / 2**20:.0f} MB", "MB read", "in snapshots", "seconds, uncached", "cached"], rows))
+    print(
+        aligned(
+            [
+                f"{1 + _EPOCHS} snapshots of {size / 2**20:.0f} MB",
+                "MB read",
+                "in snapshots",
+                "seconds, uncached",
+                "cached",
+            ],
+            rows,
+        )
+    )
     return result | written | {"bfloat16": rounding(args, folder)}
 
 
@@ -594,7 +806,14 @@ def evaluate_cell(args):
     """Passes over the test gallery: decoded once and kept, against decoding every file each time."""
     device = torch.device(args.device)
     task = open_task(args, device)
-    _, _, test = build_datasets(args.dataset, args.image_root, args.ann_root, image_size=args.image_size, augment=False, toy_sizes=args.toy_size)
+    _, _, test = build_datasets(
+        args.dataset,
+        args.image_root,
+        args.ann_root,
+        image_size=args.image_size,
+        augment=False,
+        toy_sizes=args.toy_size,
+    )
     torch.manual_seed(args.seed)
     model = model_maker(args, task, device)().to(device).eval()
     kept = task.galleries["test"]
@@ -617,8 +836,16 @@ def benchmark_evaluate(args, folder):
     result = in_own_process(evaluate_cell, args)
     if "error" in result:
         raise UserError(result["error"])
-    rows = [[name, f"{result[name]['seconds']:.3f}", f"{result[name]['passes_per_second']:.2f}"] for name in ("decoding", "cached")]
-    print(aligned([f"a pass over {result['images']} images, {result['texts']} texts", "seconds", "passes a second"], rows))
+    rows = [
+        [name, f"{result[name]['seconds']:.3f}", f"{result[name]['passes_per_second']:.2f}"]
+        for name in ("decoding", "cached")
+    ]
+    print(
+        aligned(
+            [f"a pass over {result['images']} images, {result['texts']} texts", "seconds", "passes a second"],
+            rows,
+        )
+    )
     result["ratio"] = result["decoding"]["seconds"] / result["cached"]["seconds"]
     print(f"cached {result['ratio']:.2f} times faster")
     return result
@@ -631,7 +858,9 @@ _WIDTH, _FILE_ROWS, _ROUNDS = 768, 250_000, 168  # rounds: the paper's for DataC
 
 
 def make_pool(folder, rows, seed):
-    """A pool of random unit vectors with a mean and a decaying spectrum, as CLIP's have, in DataComp's files; and a prior's moment."""
+    """A pool of random unit vectors with a mean and a decaying spectrum, as CLIP's have, in DataComp's files;
+    and a prior's moment.
+    """
     folder.mkdir()
     numbers = torch.Generator().manual_seed(seed)
     spectrum = (1 + torch.arange(_WIDTH)) ** -0.5
@@ -642,11 +871,19 @@ def make_pool(folder, rows, seed):
 
     for begin in range(0, rows, _FILE_ROWS):
         n = min(_FILE_ROWS, rows - begin)
-        uids = [f"{value:032x}" for value in ((begin + i) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128) for i in range(n))]
+        uids = [
+            f"{value:032x}"
+            for value in ((begin + i) * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128) for i in range(n))
+        ]
         scores = (0.2 + 0.05 * torch.randn(n, generator=numbers)).half().float().numpy()
         name = f"{begin:032x}"
-        pyarrow.parquet.write_table(pyarrow.table({"uid": uids, "clip_l14_similarity_score": scores}), folder / f"{name}.parquet")
-        np.savez(folder / f"{name}.npz", l14_img=torch.cat([vectors(min(50_000, n - at)) for at in range(0, n, 50_000)]).half().numpy())
+        pyarrow.parquet.write_table(
+            pyarrow.table({"uid": uids, "clip_l14_similarity_score": scores}), folder / f"{name}.parquet"
+        )
+        np.savez(
+            folder / f"{name}.npz",
+            l14_img=torch.cat([vectors(min(50_000, n - at)) for at in range(0, n, 50_000)]).half().numpy(),
+        )
     prior = vectors(20_000).double()
     np.save(folder / "prior.npy", (prior.T @ prior / len(prior)).numpy())
     return {}
@@ -658,37 +895,63 @@ def vas_cell(folder, name, seed):
     began = time.perf_counter()
     moment = np.load(folder / "prior.npy")
     if name == "in memory":
-        np.save(out, oracles.vas_in_memory(folder, moment, *_FRACTIONS))
+        np.save(out, vas_in_memory(folder, moment, *_FRACTIONS))
     else:
-        selection = vas.Selection(pool.Pool(folder, *vas.ARCHITECTURES["l14"]), out, fraction=_FRACTIONS[0], device=device)
+        selection = vas.Selection(
+            pool.Pool(folder, *vas.ARCHITECTURES["l14"]), out, fraction=_FRACTIONS[0], device=device
+        )
         if name == "static":
             chosen, _ = selection.by_prior(torch.from_numpy(moment), fraction=_FRACTIONS[1])
         else:
             chosen, summary = selection.by_rounds(_FRACTIONS[1], _ROUNDS, bound=name == "bounded")
         selection.write(chosen, {}, {})
     result = {"seconds": time.perf_counter() - began, "peak_mb": peak_mb(device)}
-    return result | ({"scored": summary["scored"], "shrink_seconds": summary["seconds"]} if name in ("bounded", "every row") else {})
+    return result | (
+        {"scored": summary["scored"], "shrink_seconds": summary["seconds"]}
+        if name in ("bounded", "every row")
+        else {}
+    )
 
 
 def benchmark_vas(args, folder):
-    """Static VAS against all of it in memory with NumPy; the rounds of VAS-D with the eigenvalue bound against scoring every row."""
+    """Static VAS against all of it in memory with NumPy; the rounds of VAS-D with the eigenvalue bound
+    against scoring every row.
+    """
     result, rows, cells = {}, [], ("in memory", "static", "bounded", "every row")
     for size in map(int, args.pool):
         failed = in_own_process(make_pool, folder / str(size), size, args.seed)
         if failed:
             raise UserError(f"The pool cannot be made: {failed['error']}")
-        result[size] = {name: in_own_process(vas_cell, folder / str(size), name, args.seed) for name in (cells if size <= 200_000 else cells[:2])}
-        files = {name: (folder / f"{size}_{name}.npy").read_bytes() for name, cell in result[size].items() if "error" not in cell}
+        result[size] = {
+            name: in_own_process(vas_cell, folder / str(size), name, args.seed)
+            for name in (cells if size <= 200_000 else cells[:2])
+        }
+        files = {
+            name: (folder / f"{size}_{name}.npy").read_bytes()
+            for name, cell in result[size].items()
+            if "error" not in cell
+        }
         for name, cell in result[size].items():
             if "error" in cell:
                 rows.append([f"{size:,} rows, {name}", cell["error"], "", ""])
                 continue
             twin = {"static": "in memory", "bounded": "every row"}.get(name)
             cell["same_set"] = files[name] == files[twin] if twin in files else None
-            detail = f"{cell['shrink_seconds']:.1f} s of it in {_ROUNDS} rounds, {cell['scored']:,} scores" if "scored" in cell else ""
+            detail = (
+                f"{cell['shrink_seconds']:.1f} s of it in {_ROUNDS} rounds, {cell['scored']:,} scores"
+                if "scored" in cell
+                else ""
+            )
             same = {True: "same set", False: "ANOTHER SET", None: ""}[cell["same_set"]]
             rows.append(
-                [f"{size:,} rows, {name}", f"{size / cell['seconds']:,.0f}", f"{cell['seconds']:.1f}", f"{cell['peak_mb']:,.0f}", same, detail]
+                [
+                    f"{size:,} rows, {name}",
+                    f"{size / cell['seconds']:,.0f}",
+                    f"{cell['seconds']:.1f}",
+                    f"{cell['peak_mb']:,.0f}",
+                    same,
+                    detail,
+                ]
             )
     print(aligned(["pool", "rows a second", "seconds", "peak MB", "", ""], rows))
     return {"pools": result}
@@ -703,13 +966,72 @@ BENCHMARKS = {
 }
 
 
+def gallery(text):
+    """`IMAGES,TEXTS` as two counts."""
+    parts = [count(part) for part in text.split(",")]
+    if len(parts) != 2 or parts[1] < parts[0]:
+        raise argparse.ArgumentTypeError(f"expected IMAGES,TEXTS with at least a text an image, not {text!r}")
+    return tuple(parts)
+
+
+def make_parser():
+    parser = flags.program_parser(__doc__)
+    parser.add_argument("what", choices=BENCHMARKS, help="what to measure")
+    parser.set_defaults(
+        dataset="toy",
+        toy_size=(64, 8, 8),
+        no_aug=True,
+        image_encoder="nfnet_l0",
+        image_size=128,
+        image_pretrained=False,
+    )
+    add = parser.group("benchmark")
+    add("--repeats", count, 3, "measured repetitions, after one that warms up")
+    add(
+        "--cells",
+        flags.names,
+        (),
+        "matching: only these, such as reference,ours/full/finite (default: all)",
+        metavar="NAME,...",
+    )
+    add("--exact", bool, True, "matching: errors against float64 gradients of the same kind")
+    add("--whole", bool, False, "matching: also the whole outer step, reading and building included")
+    add(
+        "--figure",
+        str,
+        None,
+        "matching: also draw the table, as .svg, .png or .pdf (default: no figure)",
+        metavar="FILE",
+    )
+    add("--expert_steps", count, 6, "training steps of the expert before its start, and on to its target")
+    add("--pool", flags.names, ("100000", "1000000"), "vas: rows of the pools", metavar="ROWS,...")
+    add("--gallery", gallery, (5000, 25010), "retrieval: size of the score matrix", metavar="IMAGES,TEXTS")
+    add("--num_queries", count, 20, "pairs in the synthetic set")
+    add("--mini_batch_size", count, 8, "synthetic pairs in an inner step")
+    add("--syn_steps", count, 2, "inner steps T of the student")
+    add("--loss_type", LOSSES, "WBCE", "loss on the synthetic set")
+    add("--sim_type", ("lowrank", "full", "identity"), "lowrank", "similarity matrix S")
+    add("--sim_rank", count, 10, "rank r of S")
+    add("--alpha", positive, 3.0, "weight of the low-rank part of S")
+    add("--lr_teacher_img", positive, 0.1, "learning rate of the image tower in the inner loop")
+    add("--lr_teacher_txt", positive, 0.1, "learning rate of the text head in the inner loop")
+    add("--merge_loss_branches", bool, False, "one normalised distance for both towers, not the sum of two")
+    flags.speed_flags(add)
+    return parser
+
+
 def main(argv=None):
-    args = config.parse(config.benchmark_parser(__doc__), argv)
+    args = flags.parse(make_parser(), argv)
     device = resolve_device(args.device)
     args.device = str(device)
     settings = {key: value for key, value in vars(args).items() if key not in ("config", "what", "figure")}
     machine = provenance(device, args.seed)
-    print(", ".join(f"{key} {value}" for key, value in machine.items() if key not in ("command", "started", "seed")), file=sys.stderr)
+    print(
+        ", ".join(
+            f"{key} {value}" for key, value in machine.items() if key not in ("command", "started", "seed")
+        ),
+        file=sys.stderr,
+    )
     with tempfile.TemporaryDirectory() as folder:
         result = BENCHMARKS[args.what](args, Path(folder))
     result = {"benchmark": args.what, "settings": settings, "machine": machine} | result

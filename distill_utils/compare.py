@@ -1,18 +1,23 @@
-"""Many runs in one table, a row for those that differ by their seed alone: `python -m distill_utils.compare logged_files/toy/*_seed*`."""
+"""Many runs in one table, a row for those that differ by their seed alone: `python -m distill_utils.compare
+logged_files/toy/*_seed*`.
+"""
 
 import argparse
 import re
 import sys
 from pathlib import Path
 
-from distill_utils.errors import UserError
-from distill_utils.evaluate import METRICS, PROTOCOLS, confidence, format_table, selected_evaluation, summarise_runs
-from distill_utils.files import read_json
-from distill_utils.run import run_program
+from distill_utils.evaluation.protocols import selected_evaluation, summarise_runs
+from distill_utils.evaluation.tables import format_table, markdown
+from distill_utils.runs.errors import UserError
+from distill_utils.runs.files import read_json
+from distill_utils.runs.signals import run_program
 
 
 def headline(run):
-    """A run's result: that of `distill_utils.evaluate` if it was called, else the evaluation of the outer step chosen on val."""
+    """A run's result: that of `distill_utils.evaluate` if it was called, else the evaluation of the outer
+    step chosen on val.
+    """
     results = read_json(Path(run) / "results.json", {})
     if "distilled" in results:
         return results["distilled"]
@@ -23,7 +28,9 @@ def headline(run):
 
 
 def group_runs(runs):
-    """{name without its _seedN: summary over its runs}, in the order given; UserError for a run without a result."""
+    """{name without its _seedN: summary over its runs}, in the order given; UserError for a run without a
+    result.
+    """
     groups = {}
     for run in runs:
         groups.setdefault(re.sub(r"_seed\d+$", "", Path(run).name), []).append(headline(run))
@@ -34,25 +41,15 @@ def group_runs(runs):
     return rows
 
 
-def markdown(rows):
-    """The table as Markdown: every metric, the 95 % interval of the mean recall, and it by the other protocols."""
-    others = [protocol for protocol in PROTOCOLS if protocol != "val"]
-    text = lambda cell: f"{cell['mean']:.1f} ± {cell['std']:.1f}"  # noqa: E731
-    lines = [f"| | {' | '.join(METRICS)} | 95 % | {' | '.join(others)} | n |", "|---" * (len(METRICS) + len(others) + 3) + "|"]
-    for name, row in rows.items():
-        cells = [text(row[key]) for key in METRICS] + [f"± {confidence(row['r_mean']):.1f}"]
-        cells += [text(row["protocols"][protocol]["r_mean"]) for protocol in others]
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['r_mean']['n']} |")
-    return "\n".join(lines)
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="folders of runs")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
     rows = group_runs(args.runs)
-    print("test recall in %, epoch and outer step chosen on val, mean ± standard deviation over n runs (each the mean of its students)")
+    print(
+        "test recall in %, epoch and outer step chosen on val, mean ± standard deviation over n runs (each the mean of its students)"
+    )
     print(markdown(rows) if args.markdown else format_table(rows))
     return rows
 

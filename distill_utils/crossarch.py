@@ -1,24 +1,34 @@
-"""One distilled set, students of many architectures: `python -m distill_utils.crossarch --ckpt_path RUN --image_encoders nfnet,vit`.
+"""One distilled set, students of many architectures: `python -m distill_utils.crossarch --ckpt_path RUN
+--image_encoders nfnet,vit`.
 
-Another text encoder than the set's cannot read its learned text embeddings: its students get its own embeddings of the captions that
-the pairs began as, where the set has them, and so the learned images and similarity alone.
+Another text encoder than the set's cannot read its learned text embeddings: its students get its own
+embeddings of the captions that the pairs began as, where the set has them, and so the learned images and
+similarity alone.
 """
 
 import sys
 from argparse import Namespace
 from functools import partial
 
-from distill_utils import config
-from distill_utils.errors import Diverged, UserError
-from distill_utils.evaluate import evaluate_synthetic_set, find_checkpoint, format_table, require_fits
-from distill_utils.flags import model_maker, open_task
-from distill_utils.run import Run, derive_seed, run_program
-from distill_utils.similarity import FixedSimilarity
-from distill_utils.synthetic import SyntheticSet
+from distill_utils.evaluation.students import evaluate_synthetic_set
+from distill_utils.evaluation.tables import format_table
+from distill_utils.runs import flags
+from distill_utils.runs.errors import Diverged, UserError
+from distill_utils.runs.flags import names
+from distill_utils.runs.folder import Run
+from distill_utils.runs.seeds import derive_seed
+from distill_utils.runs.signals import run_program
+from distill_utils.synthetic.checkpoint import find_checkpoint, require_fits
+from distill_utils.synthetic.set import SyntheticSet
+from distill_utils.synthetic.similarity import FixedSimilarity
+from distill_utils.task.from_flags import model_maker, open_task
+from distill_utils.training.losses import LOSSES
 
 
 def for_text_encoder(synthetic, task, path):
-    """The set itself if its texts are the task's, else a copy with the task's embeddings of its source captions."""
+    """The set itself if its texts are the task's, else a copy with the task's embeddings of its source
+    captions.
+    """
     if synthetic.meta.get("text_fingerprint") == task.text_fingerprint:
         return synthetic
     captions = synthetic.meta.get("source_captions") or [None]
@@ -29,11 +39,26 @@ def for_text_encoder(synthetic, task, path):
         )
     images, _, similarity = synthetic.tensors()
     lrs = synthetic.lr_img.item(), synthetic.lr_txt.item()
-    return SyntheticSet(images, task.embed(captions), FixedSimilarity(similarity), *lrs, synthetic.meta | task.describe())
+    return SyntheticSet(
+        images, task.embed(captions), FixedSimilarity(similarity), *lrs, synthetic.meta | task.describe()
+    )
+
+
+def make_parser():
+    parser = flags.program_parser(__doc__)
+    flags.student_flags(parser)
+    flags.set_flags(parser, LOSSES)
+    add = parser.group("architectures")
+    images = "students' image encoders (default: --image_encoder)"
+    add("--image_encoders", names, (), images, metavar="NAME,...")
+    texts = "students' text encoders (default: --text_encoder)"
+    add("--text_encoders", names, (), texts, metavar="NAME,...")
+    return parser
 
 
 def main(argv=None):
-    args = config.parse(config.crossarch_parser(__doc__), argv)
+    """{image encoder + text encoder: result}."""
+    args = flags.parse(make_parser(), argv)
     path = find_checkpoint(args.ckpt_path)
     synthetic = SyntheticSet.load(path)
     loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
@@ -44,7 +69,9 @@ def main(argv=None):
         adapted = for_text_encoder(synthetic, task, path)
         require_fits(adapted, task, path)
         for image_encoder in args.image_encoders or (args.image_encoder,):
-            name = f"{image_encoder} + {text_encoder}" + ("" if adapted is synthetic else " (source captions)")
+            name = f"{image_encoder} + {text_encoder}" + (
+                "" if adapted is synthetic else " (source captions)"
+            )
             evaluate = partial(
                 evaluate_synthetic_set,
                 adapted,
@@ -67,7 +94,9 @@ def main(argv=None):
     run.update_results({"cross": {name: row | {"file": path.name} for name, row in rows.items()}})
     run.finish()
     if run.world.first:
-        print(f"{path}: {len(synthetic)} pairs, test recall in % of fresh students of other architectures, epoch chosen on val")
+        print(
+            f"{path}: {len(synthetic)} pairs, test recall in % of fresh students of other architectures, epoch chosen on val"
+        )
         print(format_table(rows))
     return rows
 

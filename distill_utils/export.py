@@ -1,8 +1,11 @@
-"""Hand a distilled set over: `python -m distill_utils.export --ckpt_path logged_files/toy/quickstart --to folder --out my_set`.
+"""Hand a distilled set over: `python -m distill_utils.export --ckpt_path logged_files/toy/quickstart --to
+folder --out my_set`.
 
-Each form holds the exact float32 tensors, so that no code of this project is needed to read them, and a card that says what they are:
+Each form holds the exact float32 tensors, so that no code of this project is needed to read them, and a card
+that says what they are:
     folder       images/00000.png ... (8 bits), tensors.safetensors, pairs.json, README.md
-    safetensors  one file: images, texts, similarity, lr_img, lr_txt; the card is in its metadata and beside it, as .md
+    safetensors  one file: images, texts, similarity, lr_img, lr_txt; the card is in its metadata and beside
+    it, as .md
     parquet      one row a pair: png, image, text, similarity (its row of S), captions; the card likewise
 """
 
@@ -18,11 +21,12 @@ import pyarrow.parquet
 from PIL import Image
 from safetensors.torch import save_file
 
-from distill_utils.errors import UserError
-from distill_utils.evaluate import METRICS, PROTOCOLS, find_checkpoint
-from distill_utils.files import atomic_path, read_json, write_json, write_text
-from distill_utils.run import run_program
-from distill_utils.synthetic import SyntheticSet
+from distill_utils.evaluation.protocols import METRICS, PROTOCOLS
+from distill_utils.runs.errors import UserError
+from distill_utils.runs.files import atomic_path, read_json, write_json, write_text
+from distill_utils.runs.signals import run_program
+from distill_utils.synthetic.checkpoint import find_checkpoint
+from distill_utils.synthetic.set import SyntheticSet
 
 _CARD = """---
 license: other
@@ -60,18 +64,29 @@ def png_bytes(pixels):
 
 
 def describe_pairs(synthetic, folder):
-    """Per pair {"nearest_captions", "source_caption"}: the nearest real captions that the run noted for this very step, if it did."""
+    """Per pair {"nearest_captions", "source_caption"}: the nearest real captions that the run noted for this
+    very step, if it did.
+    """
     noted = read_json(folder / "nearest.json", {})
-    same = noted.get("step") == synthetic.meta.get("step") and len(noted.get("captions", [])) == len(synthetic)
+    same = noted.get("step") == synthetic.meta.get("step") and len(noted.get("captions", [])) == len(
+        synthetic
+    )
     nearest = noted["captions"] if same else [[] for _ in range(len(synthetic))]
     sources = synthetic.meta.get("source_captions") or [None] * len(synthetic)
-    return [{"nearest_captions": [one["caption"] for one in near], "source_caption": source} for near, source in zip(nearest, sources)]
+    return [
+        {"nearest_captions": [one["caption"] for one in near], "source_caption": source}
+        for near, source in zip(nearest, sources)
+    ]
 
 
 def results_table(results):
-    """The rows that evaluate left in results.json, by every protocol, as Markdown; an empty string where there are none."""
+    """The rows that evaluate left in results.json, by every protocol, as Markdown; an empty string where
+    there are none.
+    """
     lines = [
-        f"| {label}, {protocol} | " + " | ".join(f"{cell['mean']:.1f} ± {cell['std']:.1f}" for cell in cells) + f" | {cells[0]['n']} |"
+        f"| {label}, {protocol} | "
+        + " | ".join(f"{cell['mean']:.1f} ± {cell['std']:.1f}" for cell in cells)
+        + f" | {cells[0]['n']} |"
         for row, label in _ROWS.items()
         if row in results
         for protocol in PROTOCOLS
@@ -104,12 +119,22 @@ def card(synthetic, path, results, licence):
 
 def exact_tensors(synthetic):
     images, texts, similarity = (tensor.contiguous() for tensor in synthetic.tensors())
-    return {"images": images, "texts": texts, "similarity": similarity, "lr_img": synthetic.lr_img.detach(), "lr_txt": synthetic.lr_txt.detach()}
+    return {
+        "images": images,
+        "texts": texts,
+        "similarity": similarity,
+        "lr_img": synthetic.lr_img.detach(),
+        "lr_txt": synthetic.lr_txt.detach(),
+    }
 
 
 def export_safetensors(synthetic, out, pairs, text):
     with atomic_path(out) as partial:
-        save_file(exact_tensors(synthetic), partial, metadata={"card": text, "pairs": json.dumps(pairs), "meta": json.dumps(synthetic.meta)})
+        save_file(
+            exact_tensors(synthetic),
+            partial,
+            metadata={"card": text, "pairs": json.dumps(pairs), "meta": json.dumps(synthetic.meta)},
+        )
     write_text(out.with_suffix(".md"), text)
 
 
@@ -136,13 +161,25 @@ def export_parquet(synthetic, out, pairs, text):
         "image": rows(tensors["images"]),
         "text": rows(tensors["texts"]),
         "similarity": rows(tensors["similarity"]),
-        "nearest_captions": pyarrow.array([pair["nearest_captions"] for pair in pairs], pyarrow.list_(pyarrow.string())),
+        "nearest_captions": pyarrow.array(
+            [pair["nearest_captions"] for pair in pairs], pyarrow.list_(pyarrow.string())
+        ),
         "source_caption": pyarrow.array([pair["source_caption"] for pair in pairs], pyarrow.string()),
     }
-    facts = {"card": text, "meta": synthetic.meta, "image_shape": list(shape), "lr_img": tensors["lr_img"].item(), "lr_txt": tensors["lr_txt"].item()}
-    table = pyarrow.table(columns).replace_schema_metadata({key: json.dumps(value) for key, value in facts.items()})
+    facts = {
+        "card": text,
+        "meta": synthetic.meta,
+        "image_shape": list(shape),
+        "lr_img": tensors["lr_img"].item(),
+        "lr_txt": tensors["lr_txt"].item(),
+    }
+    table = pyarrow.table(columns).replace_schema_metadata(
+        {key: json.dumps(value) for key, value in facts.items()}
+    )
     with atomic_path(out) as partial:
-        pyarrow.parquet.write_table(table, partial, row_group_size=max(1, (64 << 20) // (4 * math.prod(shape))))
+        pyarrow.parquet.write_table(
+            table, partial, row_group_size=max(1, (64 << 20) // (4 * math.prod(shape)))
+        )
     write_text(out.with_suffix(".md"), text)
 
 
@@ -150,17 +187,29 @@ FORMS = {"folder": export_folder, "safetensors": export_safetensors, "parquet": 
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt_path", required=True, metavar="PATH", help="a distilled_*.pt, or a run's folder: its set chosen on val")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--ckpt_path",
+        required=True,
+        metavar="PATH",
+        help="a distilled_*.pt, or a run's folder: its set chosen on val",
+    )
     parser.add_argument("--to", choices=FORMS, default="folder", help="what to write (default: folder)")
     parser.add_argument("--out", required=True, metavar="PATH", help="the new folder or file")
-    parser.add_argument("--licence", help="what the card says (default: that of the data set it was distilled from applies)")
+    parser.add_argument(
+        "--licence", help="what the card says (default: that of the data set it was distilled from applies)"
+    )
     args = parser.parse_args(argv)
     path, out = find_checkpoint(args.ckpt_path), Path(args.out)
     if out.exists():
         raise UserError(f"--out {out} exists already: give a new path, nothing is overwritten.")
     synthetic = SyntheticSet.load(path)
-    licence = args.licence or f"that of {synthetic.meta.get('dataset', 'the data set it was distilled from')} applies"
+    licence = (
+        args.licence
+        or f"that of {synthetic.meta.get('dataset', 'the data set it was distilled from')} applies"
+    )
     text = card(synthetic, path, read_json(path.parent / "results.json", {}), licence)
     FORMS[args.to](synthetic, out, describe_pairs(synthetic, path.parent), text)
     print(f"{len(synthetic)} pairs in {out}")

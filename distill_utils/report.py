@@ -1,4 +1,6 @@
-"""One self-contained HTML page of a run, or its figures as PNG: `python -m distill_utils.report logged_files/toy/quickstart [--png]`."""
+"""One self-contained HTML page of a run, or its figures as PNG: `python -m distill_utils.report
+logged_files/toy/quickstart [--png]`.
+"""
 
 import argparse
 import base64
@@ -13,42 +15,33 @@ from string import Template
 
 import matplotlib
 import numpy as np
-import torch
-import torch.nn.functional as F
 import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 from torchvision.utils import make_grid, save_image
 
-from distill_utils.errors import UserError
-from distill_utils.files import atomic_path, read_json, write_text
-from distill_utils.run import run_program
-from distill_utils.synthetic import SyntheticSet
+from distill_utils.runs.errors import UserError
+from distill_utils.runs.files import atomic_path, read_json, write_text
+from distill_utils.runs.signals import run_program
+from distill_utils.synthetic.set import SyntheticSet
 
-ROWS = {"random": "random pairs, InfoNCE", "random_same_loss": "random pairs, same loss", "distilled": "distilled", "full": "full data"}
-COLUMNS = {"img_r1": "IR@1", "img_r5": "IR@5", "img_r10": "IR@10", "txt_r1": "TR@1", "txt_r5": "TR@5", "txt_r10": "TR@10", "r_mean": "mean"}
+ROWS = {
+    "random": "random pairs, InfoNCE",
+    "random_same_loss": "random pairs, same loss",
+    "distilled": "distilled",
+    "full": "full data",
+}
+COLUMNS = {
+    "img_r1": "IR@1",
+    "img_r5": "IR@5",
+    "img_r10": "IR@10",
+    "txt_r1": "TR@1",
+    "txt_r5": "TR@5",
+    "txt_r10": "TR@10",
+    "r_mean": "mean",
+}
 _MOST_PAIRS = 64
 _INK = "#808790"  # reads on light and on dark
-
-
-@torch.no_grad()
-def nearest_captions(texts, caption_embeddings, captions, k=3):
-    """For every embedding of texts [N, T], the k nearest distinct captions by cosine among caption_embeddings [M, T].
-
-    Returns N lists of {"caption", "cosine"}, nearest first; fewer than k where there are fewer distinct captions.
-    """
-    first = {}
-    for position, caption in enumerate(captions):
-        first.setdefault(caption, position)
-    positions = list(first.values())
-    texts, candidates = F.normalize(texts.cpu(), dim=1), F.normalize(caption_embeddings[positions], dim=1)
-    nearest = []
-    for chunk in texts.split(64):
-        cosines, order = (chunk @ candidates.T).topk(min(k, len(positions)), dim=1)
-        nearest += [
-            [{"caption": captions[positions[o]], "cosine": round(c, 4)} for c, o in zip(*row)] for row in zip(cosines.tolist(), order.tolist())
-        ]
-    return nearest
 
 
 def image_uri(pixels):
@@ -64,7 +57,12 @@ def _svg(figure):
     buffer = io.StringIO()
     # A fixed salt and no date: the same run gives the same page.
     with matplotlib.rc_context({"svg.hashsalt": "lors", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     svg = buffer.getvalue()
     # Without the namespaces and the document type no address is left in the page; inline SVG needs neither.
     return re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :]).replace("xlink:href", "href")
@@ -83,16 +81,26 @@ def _axes(title, width=5.2, height=3.0):
 
 
 def curve_figure(log, title, keys):
-    """A figure of log keys over outer steps, {key: label}; a Mean/ has its Std/ as a band. None without points."""
+    """A figure of log keys over outer steps, {key: label}; a Mean/ has its Std/ as a band. None without
+    points.
+    """
     figure, axes = _axes(title)
     for key, label in keys.items():
-        points = [(line["step"], line[key], line.get(key.replace("Mean/", "Std/"), 0)) for line in log if key in line]
+        points = [
+            (line["step"], line[key], line.get(key.replace("Mean/", "Std/"), 0))
+            for line in log
+            if key in line
+        ]
         if not points:
             continue
         steps, values, spread = map(np.array, zip(*points))
-        (line,) = axes.plot(steps, values, label=label, linewidth=1.6, marker="o" if len(points) < 25 else None, markersize=3)
+        (line,) = axes.plot(
+            steps, values, label=label, linewidth=1.6, marker="o" if len(points) < 25 else None, markersize=3
+        )
         if key.startswith("Mean/"):
-            axes.fill_between(steps, values - spread, values + spread, alpha=0.15, color=line.get_color(), linewidth=0)
+            axes.fill_between(
+                steps, values - spread, values + spread, alpha=0.15, color=line.get_color(), linewidth=0
+            )
     if not axes.lines:
         return None
     axes.set_xlabel("outer step", color=_INK, fontsize=8)
@@ -103,10 +111,21 @@ def curve_figure(log, title, keys):
 CURVES = {
     "recall": (
         "Recall while distilling (%)",
-        {"Mean/r_mean": "test, mean of six recalls", "Mean/img_r10": "IR@10", "Mean/txt_r10": "TR@10", "Val/r_mean": "val, mean of six"},
+        {
+            "Mean/r_mean": "test, mean of six recalls",
+            "Mean/img_r10": "IR@10",
+            "Mean/txt_r10": "TR@10",
+            "Val/r_mean": "val, mean of six",
+        },
     ),
-    "matching_loss": ("Matching loss", {"Loss/grand": "sum", "Loss/img_grand": "image tower", "Loss/txt_grand": "text head"}),
-    "learning_rates": ("Learned learning rates", {"Synthetic_LR/Image": "image tower", "Synthetic_LR/Text": "text head"}),
+    "matching_loss": (
+        "Matching loss",
+        {"Loss/grand": "sum", "Loss/img_grand": "image tower", "Loss/txt_grand": "text head"},
+    ),
+    "learning_rates": (
+        "Learned learning rates",
+        {"Synthetic_LR/Image": "image tower", "Synthetic_LR/Text": "text head"},
+    ),
 }
 
 
@@ -117,13 +136,17 @@ def curve_figures(log):
 
 
 def _off_diagonal_limit(matrix):
-    """The largest |S| off the diagonal, 1 where there is none: what was mined is there, the diagonal near 1 saturates."""
+    """The largest |S| off the diagonal, 1 where there is none: what was mined is there, the diagonal near 1
+    saturates.
+    """
     off = matrix[~np.eye(len(matrix), dtype=bool)]
     return (float(np.abs(off).max()) if off.size else 0.0) or 1.0
 
 
 def similarity_image(similarity):
-    """A data URI of S [N, N], one pixel a cell: blue below 0, white at 0, red above; and the value that saturates."""
+    """A data URI of S [N, N], one pixel a cell: blue below 0, white at 0, red above; and the value that
+    saturates.
+    """
     matrix = similarity.cpu().numpy()
     limit = _off_diagonal_limit(matrix)
     colours = matplotlib.colormaps["RdBu_r"](np.clip(matrix / limit, -1, 1) / 2 + 0.5)[..., :3]
@@ -154,7 +177,9 @@ def strongest_pairs(similarity, count=8):
 
 
 def _read_log(path):
-    """Lines of the run's own curves; a line that is not whole JSON, as a killed run leaves one, is passed over."""
+    """Lines of the run's own curves; a line that is not whole JSON, as a killed run leaves one, is passed
+    over.
+    """
     if not path.exists():
         return []
     lines = []
@@ -173,9 +198,17 @@ def _cell(cell):
 
 
 def _results_table(results):
-    rows = [(label, results[key]) for key, label in ROWS.items() if isinstance(results.get(key), dict) and "r_mean" in results[key]]
+    rows = [
+        (label, results[key])
+        for key, label in ROWS.items()
+        if isinstance(results.get(key), dict) and "r_mean" in results[key]
+    ]
     if "distilled" not in results:
-        rows += [("while distilling", result) for result in results.get("evaluations", []) if result["step"] == results.get("selected_step")]
+        rows += [
+            ("while distilling", result)
+            for result in results.get("evaluations", [])
+            if result["step"] == results.get("selected_step")
+        ]
     if not rows:
         return "<p>No evaluation yet: run <code>python -m distill_utils.evaluate</code>.</p>"
     head = "".join(f"<th>{name}</th>" for name in (*COLUMNS.values(), "n", "last", "best", "plain pairs"))
@@ -183,7 +216,10 @@ def _results_table(results):
         f"<tr><th>{label}</th>"
         + "".join(_cell(result[key]) for key in COLUMNS)
         + f"<td>{result['r_mean']['n']}</td>"
-        + "".join(_cell(result["protocols"][protocol]["r_mean"]) if "protocols" in result else "<td></td>" for protocol in ("last", "best"))
+        + "".join(
+            _cell(result["protocols"][protocol]["r_mean"]) if "protocols" in result else "<td></td>"
+            for protocol in ("last", "best")
+        )
         + (f"<td>{result['storage']:.2f}</td></tr>" if "storage" in result else "<td></td></tr>")
         for label, result in rows
     )
@@ -201,7 +237,9 @@ def _cost(log, provenance):
     seconds = [line["seconds"] for line in log if "seconds" in line]
     if not seconds:
         return ""
-    facts = [f"{len(seconds)} outer steps of {statistics.median(seconds):.2f} s (median), {_duration(sum(seconds))} in all"]
+    facts = [
+        f"{len(seconds)} outer steps of {statistics.median(seconds):.2f} s (median), {_duration(sum(seconds))} in all"
+    ]
     if len(log) > 1 and "time" in log[0] and "time" in log[-1]:
         facts.append(f"{_duration(log[-1]['time'] - log[0]['time'])} with evaluations")
     if memory := max((line.get("memory_mb", 0) for line in log), default=0):
@@ -217,25 +255,46 @@ def _duration(seconds):
 
 
 def _caption_lines(captions):
-    return "".join(f"<li>{html.escape(entry['caption'])} <small>{entry['cosine']:.2f}</small></li>" for entry in captions)
+    return "".join(
+        f"<li>{html.escape(entry['caption'])} <small>{entry['cosine']:.2f}</small></li>" for entry in captions
+    )
 
 
 def _pair_cards(initial, final, nearest):
-    """A card per pair: initial and final image, the caption it began with, the captions nearest to its learned text."""
+    """A card per pair: initial and final image, the caption it began with, the captions nearest to its
+    learned text.
+    """
     before = initial.pixels() if initial is not None else None
     after, sources = final.pixels(), final.meta.get("source_captions") or [None] * len(final)
     cards = []
     for i in range(min(len(final), _MOST_PAIRS)):
         images = ([("initial", before[i])] if before is not None else []) + [("learned", after[i])]
         figures = "".join(
-            f'<figure><img alt="{name} image {i}" src="{image_uri(pixels)}"><figcaption>{name}</figcaption></figure>' for name, pixels in images
+            f'<figure><img alt="{name} image {i}" src="{image_uri(pixels)}"><figcaption>{name}</figcaption></figure>'
+            for name, pixels in images
         )
-        source = f"<p><small>began as</small> {html.escape(sources[i])}</p>" if sources[i] else "<p><small>began as noise</small></p>"
-        near = f"<small>nearest captions now</small><ul>{_caption_lines(nearest[i])}</ul>" if i < len(nearest) else ""
+        source = (
+            f"<p><small>began as</small> {html.escape(sources[i])}</p>"
+            if sources[i]
+            else "<p><small>began as noise</small></p>"
+        )
+        near = (
+            f"<small>nearest captions now</small><ul>{_caption_lines(nearest[i])}</ul>"
+            if i < len(nearest)
+            else ""
+        )
         cards.append(f"<article><h3>{i}</h3><div class=images>{figures}</div>{source}{near}</article>")
     more = len(final) - len(cards)
-    missing = "" if nearest else "<p class=note>The real captions were not at hand, so the nearest ones are not shown.</p>"
-    return missing + f"<div class=grid>{''.join(cards)}</div>" + (f"<p class=note>and {more} more pairs in the file.</p>" if more else "")
+    missing = (
+        ""
+        if nearest
+        else "<p class=note>The real captions were not at hand, so the nearest ones are not shown.</p>"
+    )
+    return (
+        missing
+        + f"<div class=grid>{''.join(cards)}</div>"
+        + (f"<p class=note>and {more} more pairs in the file.</p>" if more else "")
+    )
 
 
 def _text_of(final, nearest, j):
@@ -253,7 +312,11 @@ def _similarity_section(final, nearest):
         for i, j, value in strongest_pairs(similarity)
         if value
     )
-    mined = f"<div class=mines>{cards}</div>" if cards else "<p>S is the identity: nothing is mined off its diagonal.</p>"
+    mined = (
+        f"<div class=mines>{cards}</div>"
+        if cards
+        else "<p>S is the identity: nothing is mined off its diagonal.</p>"
+    )
     return (
         f'<div class=split><figure><img class=matrix alt="similarity matrix" src="{uri}"><figcaption>rows: images, columns: texts; blue to red: '
         f"-{limit:.2g} to {limit:.2g}</figcaption></figure><div><h3>Strongest off the diagonal: images and texts of other pairs</h3>"
@@ -262,7 +325,11 @@ def _similarity_section(final, nearest):
 
 
 def _find_sets(run_dir, results):
-    steps = {int(match[1]): path for path in run_dir.glob("distilled_*.pt") if (match := re.fullmatch(r"distilled_(\d+)\.pt", path.name))}
+    steps = {
+        int(match[1]): path
+        for path in run_dir.glob("distilled_*.pt")
+        if (match := re.fullmatch(r"distilled_(\d+)\.pt", path.name))
+    }
     if not steps:
         raise UserError(f"{run_dir} holds no distilled_*.pt to report on.")
     last = results.get("selected_step") if results.get("selected_step") in steps else max(steps)
@@ -290,11 +357,15 @@ def _commands(run_dir, provenance):
         commands.append(evaluated["_run"]["command"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         pass
-    return "".join(f"<p><code>python {html.escape(str(command))}</code></p>" for command in commands if command)
+    return "".join(
+        f"<p><code>python {html.escape(str(command))}</code></p>" for command in commands if command
+    )
 
 
 class _Loaded:
-    """What a run's folder holds of what the page and the figures show; UserError where there is no synthetic set."""
+    """What a run's folder holds of what the page and the figures show; UserError where there is no synthetic
+    set.
+    """
 
     def __init__(self, run_dir):
         self.folder = Path(run_dir)
@@ -308,7 +379,9 @@ class _Loaded:
 
 
 def write_report(run_dir):
-    """Write `run_dir`/report.html from the run's files and return its path; UserError where there is no synthetic set."""
+    """Write `run_dir`/report.html from the run's files and return its path; UserError where there is no
+    synthetic set.
+    """
     run = _Loaded(run_dir)
     provenance, arguments = _arguments(run.folder)
     meta = run.final.meta
@@ -342,7 +415,9 @@ def write_figures(run_dir):
     """Write the figures of a paper to `run_dir`/figures, PNG at 300 dpi, and return their paths."""
     run = _Loaded(run_dir)
     paths = []
-    for name, figure in (curve_figures(run.log) | {"similarity": similarity_figure(run.final.similarity().detach())}).items():
+    for name, figure in (
+        curve_figures(run.log) | {"similarity": similarity_figure(run.final.similarity().detach())}
+    ).items():
         paths.append(run.folder / "figures" / f"{name}.png")
         with atomic_path(paths[-1]) as partial:
             figure.savefig(partial, format="png", dpi=300, metadata={"Software": None})
@@ -351,7 +426,9 @@ def write_figures(run_dir):
         if synthetic is not None:
             paths.append(run.folder / "figures" / f"{name}.png")
             with atomic_path(paths[-1]) as partial:
-                save_image(make_grid(synthetic.pixels(), nrow=10, padding=2, pad_value=1.0), partial, format="png")
+                save_image(
+                    make_grid(synthetic.pixels(), nrow=10, padding=2, pad_value=1.0), partial, format="png"
+                )
     return paths
 
 
@@ -400,7 +477,9 @@ $commands
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", help="a run's folder, with its distilled_*.pt")
-    parser.add_argument("--png", action="store_true", help="also write the figures to RUN/figures, as PNG for a paper")
+    parser.add_argument(
+        "--png", action="store_true", help="also write the figures to RUN/figures, as PNG for a paper"
+    )
     args = parser.parse_args(argv)
     path = write_report(args.run_dir)
     print(f"report: {path}")

@@ -5,13 +5,17 @@ from pathlib import Path
 import timm
 import torch
 
-from distill_utils.errors import UserError, first_line
+from distill_utils.runs.errors import UserError, first_line
 
 # Short names -> (timm name, checkpoint file looked for before the hub, options of timm.create_model).
 _ALIASES = {
     "nfnet": ("nfnet_l0", "nfnet_l0_ra2-45c6688d.pth", {}),
     "nf_regnet": ("nf_regnet_b1", "nf_regnet_b1.pth", {}),
-    "resnet18_gn": ("resnet18", "resnet18_gn.pth", {"norm_layer": "groupnorm"}),  # nowhere pretrained: a file or random weights
+    "resnet18_gn": (
+        "resnet18",
+        "resnet18_gn.pth",
+        {"norm_layer": "groupnorm"},
+    ),  # nowhere pretrained: a file or random weights
     "vit": ("vit_tiny_patch16_224", "vit_tiny_patch16_224.pth", {}),
     "convnext": ("convnext_tiny", "convnext_tiny.pth", {}),
 }
@@ -20,13 +24,16 @@ _ALIASES = {
 def build_image_encoder(name, pretrained, checkpoint_dir):
     """A timm model without its classifier: images [B, 3, H, W] to features [B, num_features].
 
-    Pretrained weights come from a file in `checkpoint_dir` (an alias's own name, or `<timm name>.pth`) if it is there,
-    from timm's hub otherwise. Without them the weights are random but always the same, as pretrained ones are: every expert
-    and every student starts from one image tower, in both cases. Raises UserError for an unknown name and for weights that cannot be had.
+    Pretrained weights come from a file in `checkpoint_dir` (an alias's own name, or `<timm name>.pth`) if it
+    is there, from timm's hub otherwise. Without them the weights are random but always the same, as
+    pretrained ones are: every expert and every student starts from one image tower, in both cases. Raises
+    UserError for an unknown name and for weights that cannot be had.
     """
     timm_name, file_name, options = _ALIASES.get(name, (name, f"{name}.pth", {}))
     if not timm.is_model(timm_name):
-        raise UserError(f"--image_encoder {name!r} is neither {', '.join(_ALIASES)} nor the name of a timm model.")
+        raise UserError(
+            f"--image_encoder {name!r} is neither {', '.join(_ALIASES)} nor the name of a timm model."
+        )
     checkpoint = Path(checkpoint_dir) / file_name
     from_hub = pretrained and not checkpoint.exists()
     try:
@@ -46,7 +53,9 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
 
 
 def _create(timm_name, **options):
-    """A timm model without classifier, for images of any size where it can be (transformers resample their position embedding)."""
+    """A timm model without classifier, for images of any size where it can be (transformers resample their
+    position embedding).
+    """
     try:
         return timm.create_model(timm_name, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # the model has no such option, and no need of it
@@ -54,20 +63,34 @@ def _create(timm_name, **options):
 
 
 def enable_checkpointing(model, name):
-    """Have a timm model recompute its activations in the backward pass. UserError where timm has no code for it."""
+    """Have a timm model recompute its activations in the backward pass. UserError where timm has no code for
+    it.
+    """
     try:
         model.set_grad_checkpointing(True)
     except (AssertionError, AttributeError, NotImplementedError):
-        raise UserError(f"--grad_checkpointing: timm's {name} cannot recompute its activations; leave the flag off.") from None
+        raise UserError(
+            f"--grad_checkpointing: timm's {name} cannot recompute its activations; leave the flag off."
+        ) from None
 
 
 def _load_checkpoint(model, path):
-    """Weights of the whole classifier into the model without its head; anything else that differs is an error."""
+    """Weights of the whole classifier into the model without its head; anything else that differs is an
+    error.
+    """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head.fc"
         heads = (classifier,) if isinstance(classifier, str) else classifier
-        weights = {name: value for name, value in weights.items() if not name.startswith(tuple(f"{head}." for head in heads))}
+        weights = {
+            name: value
+            for name, value in weights.items()
+            if not name.startswith(tuple(f"{head}." for head in heads))
+        }
         model.load_state_dict(weights)
-    except Exception as error:  # torch.load raises many types for a broken file; all mean the same to the user
-        raise UserError(f"{path} does not hold weights for {type(model).__name__}: {first_line(error)}") from error
+    except (
+        Exception
+    ) as error:  # torch.load raises many types for a broken file; all mean the same to the user
+        raise UserError(
+            f"{path} does not hold weights for {type(model).__name__}: {first_line(error)}"
+        ) from error

@@ -11,10 +11,18 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast, CLIPTextModelWithProjection
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    CLIPTextModelWithProjection,
+)
 from transformers.utils import cached_file
 
-from distill_utils.errors import UserError, first_line
+from distill_utils.runs.errors import UserError, first_line
 
 # Short names -> the hub's id; its last part is the folder looked for in checkpoint_dir.
 _ALIASES = {
@@ -47,13 +55,19 @@ def _projected(output, mask):
 
 
 POOLINGS = {"cls": _cls, "last": _last_token, "mean": _mean, "projected": _projected}
-_OF_TYPE = {"clip": "projected", "clip_text_model": "projected", "openai-gpt": "last", "gpt2": "last"}  # all others: cls
+_OF_TYPE = {
+    "clip": "projected",
+    "clip_text_model": "projected",
+    "openai-gpt": "last",
+    "gpt2": "last",
+}  # all others: cls
 
 
 class TextEncoder:
     """A frozen transformer in eval mode: captions to one vector each, pooled as the model was trained to be.
 
-    pooling: cls (BERT and its kin), last (causal models), mean (sentence encoders that say so), or projected (CLIP's text tower);
+    pooling: cls (BERT and its kin), last (causal models), mean (sentence encoders that say so), or projected
+    (CLIP's text tower);
     normalised: to unit length. Vectors have `width` dimensions.
     """
 
@@ -61,7 +75,9 @@ class TextEncoder:
         self.tokenizer, self.model = tokenizer, model.eval().requires_grad_(False)
         self.pooling, self.normalised = pooling, normalised
         self.width = model.config.projection_dim if pooling == "projected" else model.config.hidden_size
-        if tokenizer.pad_token is None:  # GPT has none; what is padding is masked out, so that any token will do
+        if (
+            tokenizer.pad_token is None
+        ):  # GPT has none; what is padding is masked out, so that any token will do
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         tokenizer.padding_side = "right"
 
@@ -72,7 +88,11 @@ class TextEncoder:
         vectors = torch.empty(len(captions), self.width)
         # Batches of captions of like length waste no work on padding.
         order = sorted(range(len(captions)), key=lambda i: (len(captions[i]), i))
-        for start in tqdm(range(0, len(order), batch_size), desc="embedding captions", disable=not progress or len(order) < 2000):
+        for start in tqdm(
+            range(0, len(order), batch_size),
+            desc="embedding captions",
+            disable=not progress or len(order) < 2000,
+        ):
             ids = order[start : start + batch_size]
             tokens = self.tokenizer(
                 [captions[i] or " " for i in ids],
@@ -83,7 +103,9 @@ class TextEncoder:
                 return_attention_mask=True,
             ).to(device)
             mask = tokens["attention_mask"]
-            pooled = POOLINGS[self.pooling](self.model(input_ids=tokens["input_ids"], attention_mask=mask), mask).float()
+            pooled = POOLINGS[self.pooling](
+                self.model(input_ids=tokens["input_ids"], attention_mask=mask), mask
+            ).float()
             vectors[ids] = (F.normalize(pooled, dim=-1) if self.normalised else pooled).cpu()
         self.model.cpu()
         return vectors
@@ -95,14 +117,23 @@ class TextEncoder:
             digest.update(f"{self.pooling} {self.normalised}".encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)}".encode())
-            digest.update(value.contiguous().view(torch.uint8).numpy().data if value.dim() else str(value.item()).encode())
+            digest.update(
+                value.contiguous().view(torch.uint8).numpy().data
+                if value.dim()
+                else str(value.item()).encode()
+            )
         return digest.hexdigest()
 
 
 def _how_to_pool(source, config):
-    """(pooling, normalised): what a sentence encoder says in its own files, else what its kind of model was trained for."""
+    """(pooling, normalised): what a sentence encoder says in its own files, else what its kind of model was
+    trained for.
+    """
     module = _optional_json(source, "1_Pooling/config.json")
-    normalised = any(str(part.get("type", "")).endswith("Normalize") for part in _optional_json(source, "modules.json") or [])
+    normalised = any(
+        str(part.get("type", "")).endswith("Normalize")
+        for part in _optional_json(source, "modules.json") or []
+    )
     if module and module.get("pooling_mode_mean_tokens"):
         return "mean", normalised
     return _OF_TYPE.get(config.model_type, "cls"), normalised
@@ -110,14 +141,21 @@ def _how_to_pool(source, config):
 
 def _optional_json(source, name):
     try:
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        path = cached_file(
+            source,
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
         return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
     except (OSError, ValueError):
         return None
 
 
 def build_text_encoder(name, *, pretrained=True, checkpoint_dir, seed=0):
-    """The encoder `name`: an alias, a local folder, a folder of `checkpoint_dir`, or a hub id; with random weights if not pretrained."""
+    """The encoder `name`: an alias, a local folder, a folder of `checkpoint_dir`, or a hub id; with random
+    weights if not pretrained.
+    """
     hub_id = _ALIASES.get(name, name)
     local = [path for path in (Path(checkpoint_dir) / hub_id.split("/")[-1], Path(hub_id)) if path.is_dir()]
     source = str(local[0]) if local else hub_id
@@ -131,19 +169,30 @@ def build_text_encoder(name, *, pretrained=True, checkpoint_dir, seed=0):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 text_config = getattr(config, "text_config", config)
-                model = kind._from_config(text_config) if kind is CLIPTextModelWithProjection else kind.from_config(config)
+                model = (
+                    kind._from_config(text_config)
+                    if kind is CLIPTextModelWithProjection
+                    else kind.from_config(config)
+                )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        where = f"{source} is not a whole checkpoint" if local else f"no folder {Path(checkpoint_dir) / hub_id.split('/')[-1]}, and the hub gave none"
+        where = (
+            f"{source} is not a whole checkpoint"
+            if local
+            else f"no folder {Path(checkpoint_dir) / hub_id.split('/')[-1]}, and the hub gave none"
+        )
         raise UserError(f"--text_encoder {name!r} cannot be loaded: {where} ({first_line(error)})") from error
     if not hasattr(model.config, "hidden_size"):
-        raise UserError(f"--text_encoder {name!r} is a {type(model).__name__}, which has no single width of token vectors.")
+        raise UserError(
+            f"--text_encoder {name!r} is a {type(model).__name__}, which has no single width of token vectors."
+        )
     return TextEncoder(tokenizer, model, *_how_to_pool(source, config))
 
 
 def embed_captions(encoder, captions, *, cache_dir, device, progress=True):
     """Embeddings [len(captions), width] from the cache, or computed and cached.
 
-    The key hashes the captions, the weights and the vocabulary, so that a changed input is never served an old answer.
+    The key hashes the captions, the weights and the vocabulary, so that a changed input is never served an
+    old answer.
     """
     digest = hashlib.sha256(encoder.fingerprint().encode() + f"{MAX_TOKENS}".encode())
     for caption in captions:
@@ -164,30 +213,47 @@ def embed_captions(encoder, captions, *, cache_dir, device, progress=True):
 def _wordpiece_vocabulary(captions, size):
     """BERT's special tokens, every character as a word and as a piece of one, and the most frequent words.
 
-    (The trainer of the tokenizers library breaks ties differently in every process, and the toy data must be the same everywhere.)
+    (The trainer of the tokenizers library breaks ties differently in every process, and the toy data must be
+    the same everywhere.)
     """
     words = Counter(word for caption in captions for word in caption.split())
     characters = sorted({character for word in words for character in word})
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{character}" for character in characters)]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *characters,
+        *(f"##{character}" for character in characters),
+    ]
     frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
     return pieces + frequent[: max(0, size - len(pieces))]
 
 
 @torch.no_grad()
 def ensure_toy_bert(captions, checkpoint_dir, *, width=256, layers=2, heads=4, vocabulary=2000, seed=0):
-    """Write a tiny, untrained but informative BERT checkpoint for a data set's training captions; returns its folder.
+    """Write a tiny, untrained but informative BERT checkpoint for a data set's training captions; returns its
+    folder.
 
-    Random weights give every caption nearly the same CLS vector, with the words in its small differences. The last LayerNorm's
-    scale and shift, set from the captions, standardise every dimension: a plain checkpoint, no code of its own. (Larger random
-    weights set the captions apart too, but saturate the attention: captions of one image were then no nearer than others.)
+    Random weights give every caption nearly the same CLS vector, with the words in its small differences. The
+    last LayerNorm's
+    scale and shift, set from the captions, standardise every dimension: a plain checkpoint, no code of its
+    own. (Larger random
+    weights set the captions apart too, but saturate the attention: captions of one image were then no nearer
+    than others.)
     """
-    key = hashlib.sha256("\0".join([str((width, layers, heads, vocabulary, seed)), *captions]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(
+        "\0".join([str((width, layers, heads, vocabulary, seed)), *captions]).encode()
+    ).hexdigest()[:12]
     folder = Path(checkpoint_dir) / f"{TOY}_{key}"
     if (folder / "model.safetensors").exists():
         return folder
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     partial.mkdir(parents=True, exist_ok=True)
-    (partial / "vocab.txt").write_text("\n".join(_wordpiece_vocabulary(captions, vocabulary)), encoding="utf-8")
+    (partial / "vocab.txt").write_text(
+        "\n".join(_wordpiece_vocabulary(captions, vocabulary)), encoding="utf-8"
+    )
     tokenizer = BertTokenizerFast.from_pretrained(str(partial))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -212,6 +278,8 @@ def ensure_toy_bert(captions, checkpoint_dir, *, width=256, layers=2, heads=4, v
     try:
         os.replace(partial, folder)
     except OSError:
-        if not (folder / "model.safetensors").exists():  # else another process was first: its folder is the same
+        if not (
+            folder / "model.safetensors"
+        ).exists():  # else another process was first: its folder is the same
             raise
     return folder

@@ -33,15 +33,23 @@ def read_log(directory):
 
 
 def browse(page, folder):
-    """(what Chromium says of an HTML file on its console, its images drawn, its images, its charts); skips where there is no Chromium.
+    """(what Chromium says of an HTML file on its console, its images drawn, its images, its charts); skips
+    where there is no Chromium.
 
-    The page forbids itself every request by its Content-Security-Policy; one that it tried would be on the console.
+    The page forbids itself every request by its Content-Security-Policy; one that it tried would be on the
+    console.
     """
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no Chromium on this machine")
     quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-    command = [browser, *quiet.split(), "--enable-logging=stderr", f"--user-data-dir={folder}/profile", "--dump-dom"]
+    command = [
+        browser,
+        *quiet.split(),
+        "--enable-logging=stderr",
+        f"--user-data-dir={folder}/profile",
+        "--dump-dom",
+    ]
     text = Path(page).read_text()
     assert "Content-Security-Policy content=\"default-src 'none'; img-src data:;" in text
     done = subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=120)
@@ -57,7 +65,9 @@ def browse(page, folder):
 
 
 class Forker:
-    """Runs the programs in processes of their own, each forked from one that has everything imported (forker.py)."""
+    """Runs the programs in processes of their own, each forked from one that has everything imported
+    (forker.py).
+    """
 
     def __init__(self):
         self._process = subprocess.Popen(
@@ -76,7 +86,12 @@ class Forker:
 
     def start(self, program, argv, cwd, **options):
         """The pid of a running command; what it prints is added to cwd/output.txt."""
-        command = {"program": program, "argv": [*map(str, argv)], "cwd": str(cwd), "output": f"{cwd}/output.txt"}
+        command = {
+            "program": program,
+            "argv": [*map(str, argv)],
+            "cwd": str(cwd),
+            "output": f"{cwd}/output.txt",
+        }
         return self._ask(command | options)["pid"]
 
     def wait(self, pid):
@@ -90,9 +105,16 @@ class Forker:
         """The exit statuses of one command in several processes that are one job, as torchrun starts them."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+            shared = {
+                "WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free.getsockname()[1]),
+            }
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        return [self.wait(pid) for pid in [self.start(program, argv, cwd, environment=shared | rank) for rank in ranks]]
+        return [
+            self.wait(pid)
+            for pid in [self.start(program, argv, cwd, environment=shared | rank) for rank in ranks]
+        ]
 
     def close(self):
         self._process.stdin.close()

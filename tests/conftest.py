@@ -1,36 +1,17 @@
-"""Small networks and data that the tests share."""
+"""Fixtures that the tests share: a folder with toy data and experts, and the real test data where there is any."""
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network; read when the hub's library is imported
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # no test may reach for the network; read when the hub's library is imported
+)
 
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from commands import EXPERTS, toy  # noqa: E402
-from torch import nn  # noqa: E402
 
 import buffer  # noqa: E402
-from networks.two_tower import ProjectionHead, TwoTower  # noqa: E402
-
-
-class TinyEncoder(nn.Module):
-    """Two smooth convolutions and a pool, with a frozen scale: enough to be an image tower, in any dtype."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.first = nn.Conv2d(3, 4, 3, stride=2)
-        self.second = nn.Conv2d(4, width, 2)
-        self.frozen = nn.Parameter(torch.ones(width), requires_grad=False)
-
-    def forward(self, images):
-        return self.second(self.first(images).tanh()).tanh().mean(dim=(2, 3)) * self.frozen
-
-
-def tiny_model(width=5, text_dim=6, dropout=0.5, dtype=torch.float64, seed=0):
-    torch.manual_seed(seed)
-    return TwoTower(TinyEncoder(width), ProjectionHead(text_dim, width, dropout)).to(dtype)
 
 
 @pytest.fixture(scope="session")

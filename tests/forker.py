@@ -1,8 +1,9 @@
-"""A process that has imported everything and forks for each command: a start takes milliseconds, and may be killed like any other.
+"""A process that has imported everything and forks for each command: a start takes milliseconds, and may be
+killed like any other.
 
-Reads JSON lines {"program", "argv", "cwd", "output", ...} or {"wait": pid}; answers {"pid"} or {"status"}. A command can be told to
-kill itself at the n-th call of a function ({"kill": ["os.replace", n]}), be given a limit of the size of files ({"limit": bytes}), or
-further environment variables ({"environment": {...}}).
+Reads JSON lines {"program", "argv", "cwd", "output", ...} or {"wait": pid}; answers {"pid"} or {"status"}. A
+command can be told to kill itself at the n-th call of a function ({"kill": ["os.replace", n]}), be given a
+limit of the size of files ({"limit": bytes}), or further environment variables ({"environment": {...}}).
 """
 
 import importlib
@@ -13,7 +14,12 @@ import signal
 import sys
 import traceback
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "30"}
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "TQDM_MININTERVAL": "30",
+}
 
 import torch  # noqa: E402
 
@@ -58,7 +64,9 @@ def run(command, modules):
 
 
 def main():
-    modules = {program: importlib.import_module(program) for program in PROGRAMS} | {"run": importlib.import_module("distill_utils.run")}
+    modules = {program: importlib.import_module(program) for program in PROGRAMS} | {
+        "run": importlib.import_module("distill_utils.runs.signals")
+    }
     importlib.import_module("transformers.models.bert.modeling_bert")
     torch.set_num_threads(1)  # and no work here, so that there are no threads that a fork would lose
     for line in sys.stdin:

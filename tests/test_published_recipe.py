@@ -1,4 +1,6 @@
-"""The published recipe's own networks, NFNet-L0 at 224 px and a BERT of base size, through every program on the CPU."""
+"""The published recipe's own networks, NFNet-L0 at 224 px and a BERT of base size, through every program on
+the CPU.
+"""
 
 import timm
 import torch
@@ -7,7 +9,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 import buffer
 import distill_lors
 from distill_utils import evaluate
-from distill_utils.synthetic import SyntheticSet
+from distill_utils.synthetic.set import SyntheticSet
 
 
 def write_checkpoints(folder):
@@ -60,7 +62,19 @@ def test_nfnet_l0_and_bert_at_224_pixels(tmp_path, monkeypatch):
         "cpu",
     ]
     folder = buffer.main(
-        [*common, "--num_experts", "1", "--train_epochs", "1", "--batch_train", "8", "--lr_teacher_img", "0.01", "--buffer_path", "buffers"]
+        [
+            *common,
+            "--num_experts",
+            "1",
+            "--train_epochs",
+            "1",
+            "--batch_train",
+            "8",
+            "--lr_teacher_img",
+            "0.01",
+            "--buffer_path",
+            "buffers",
+        ]
     )
     assert folder.as_posix() == "buffers/toy/nfnet_bert/InfoNCE"
     (expert,) = torch.load(folder / "img_replay_buffer_0.pt", weights_only=True)
@@ -95,5 +109,15 @@ def test_nfnet_l0_and_bert_at_224_pixels(tmp_path, monkeypatch):
     )
     synthetic = SyntheticSet.load(directory / "distilled_1.pt")
     assert synthetic.images.shape == (2, 3, 224, 224) and synthetic.texts.shape == (2, 768)
-    rows = evaluate.main([*common, "--ckpt_path", str(directory / "distilled_1.pt"), "--num_eval", "1", "--epoch_eval_train", "1"])
+    rows = evaluate.main(
+        [
+            *common,
+            "--ckpt_path",
+            str(directory / "distilled_1.pt"),
+            "--num_eval",
+            "1",
+            "--epoch_eval_train",
+            "1",
+        ]
+    )
     assert rows["distilled"]["r_mean"]["n"] == 1

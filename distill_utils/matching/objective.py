@@ -1,0 +1,90 @@
+"""Trajectory matching as an objective: what fills `.grad` of the synthetic set for one outer step."""
+
+from typing import NamedTuple
+
+import torch
+
+from distill_utils.matching.checks import gradient_agreement
+
+
+class Outcome(NamedTuple):
+    """What an objective says of one outer step: `values` {key of the log: number}, and `where` {name: number}
+    it looked.
+    """
+
+    values: dict
+    where: dict
+
+
+class TrajectoryMatching:
+    """Draws an expert, a start epoch and the minibatches of T inner steps, and matches the student to the
+    expert's target.
+
+    Called with the synthetic set and the outer step's own generator; fills `.grad` of every parameter of the
+    set.
+    checker: an exact Matcher; every `check_every` calls how its gradient agrees with the one used is among
+    the values.
+    """
+
+    def __init__(
+        self,
+        matcher,
+        experts,
+        *,
+        syn_steps,
+        mini_batch_size,
+        expert_epochs,
+        max_start_epoch,
+        checker=None,
+        check_every=0,
+    ):
+        self.matcher, self.experts = matcher, experts
+        self.syn_steps, self.mini_batch_size = syn_steps, mini_batch_size
+        self.expert_epochs, self.max_start_epoch = expert_epochs, max_start_epoch
+        self.checker, self.check_every = checker, check_every
+        self._pair = None
+
+    def __call__(self, synthetic, step, draws):
+        expert, epoch = self.experts.draw(self.max_start_epoch, draws)
+        start, target = self._pair = self.experts.pair(expert, epoch, self.expert_epochs, out=self._pair)
+        device = synthetic.images.device
+        minibatches = draw_minibatches(len(synthetic), self.mini_batch_size, self.syn_steps, draws, device)
+        inner_loop = synthetic, start, target, minibatches, int(torch.randint(1 << 62, (), generator=draws))
+        exact = None
+        if self.check_every and step % self.check_every == 0:
+            self.checker(*inner_loop)
+            exact = {name: parameter.grad for name, parameter in synthetic.named_parameters()}
+        loss = self.matcher(*inner_loop)
+        values = compare_gradients(synthetic, exact) if exact else {}
+        losses = {
+            f"Loss/{name}": float(value) for name, value in zip(("grand", "img_grand", "txt_grand"), loss)
+        }
+        return Outcome(values | losses, {"expert": expert, "epoch": epoch})
+
+    def state(self):
+        """What the next step depends on besides the set: {name: tensor or None}."""
+        return {"length": self.matcher.length}
+
+    def fits(self, state):
+        """Whether `load_state` can take this."""
+        length = state.get("length")
+        return length is None or isinstance(length, torch.Tensor) and length.dim() == 0
+
+    def load_state(self, state):
+        self.matcher.length = state.get("length")
+
+
+def draw_minibatches(n, size, steps, generator, device):
+    """The ids of each inner step's pairs: distinct within a step, drawn anew every step."""
+    return [torch.randperm(n, generator=generator)[:size].to(device) for _ in range(steps)]
+
+
+def compare_gradients(synthetic, exact):
+    """{"Gradient/cosine_<parameter>", "Gradient/error_<parameter>"}: how `.grad` agrees with the exact one;
+    error relative to its norm.
+    """
+    values = {}
+    for name, parameter in synthetic.named_parameters():
+        agreement = gradient_agreement(parameter.grad, exact[name])
+        values |= {f"Gradient/{what}_{name}": number for what, number in agreement.items()}
+    return values

@@ -1,0 +1,3 @@
+"""What every program stands on: its flags, the run's folder, files, devices, processes, signals, seeds and
+errors.
+"""

@@ -1,0 +1,157 @@
+"""Coresets: real pairs chosen greedily, by a ranking, or by clusters of their features."""
+
+import numpy as np
+import torch
+
+from distill_utils.runs.errors import UserError
+from distill_utils.selection import vas
+
+
+class _Free:
+    """Which pairs may still be taken."""
+
+    def __init__(self, image_index, unique_images):
+        self.image_index, self.unique = image_index, unique_images
+        self.mask = torch.ones(len(image_index), dtype=torch.bool, device=image_index.device)
+
+    def best(self, scores):
+        """Takes the free pair of the highest score, the first of equals."""
+        pair = int(scores.masked_fill(~self.mask, -torch.inf).argmax())
+        self.mask &= (
+            self.image_index != self.image_index[pair]
+            if self.unique
+            else torch.arange(len(self.mask), device=self.mask.device) != pair
+        )
+        return pair
+
+
+def herding(features, n, unique_images=True):
+    """Each pair brings the mean of those chosen as near as any can to the mean of all (Welling 2009): a list
+    of n.
+    """
+    mean, free = features.mean(), _Free(features.image_index, unique_images)
+    chosen, total = [], torch.zeros_like(mean)
+    for _ in range(n):
+        wanted = (
+            len(chosen) + 1
+        ) * mean - total  # embeddings are of one length: the nearest has the largest product
+        chosen.append(free.best(features.dot(wanted)))
+        total += features.row(chosen[-1])
+    return chosen
+
+
+def k_center(features, n, unique_images=True):
+    """Farthest first (Gonzalez 1985): the pair nearest to the mean, then always the one farthest from all
+    those chosen.
+    """
+    free = _Free(features.image_index, unique_images)
+    chosen = [free.best(features.dot(features.mean()))]
+    nearest = torch.full(
+        (len(features.texts),), -torch.inf, device=features.texts.device
+    )  # product with the nearest chosen one
+    while len(chosen) < n:
+        nearest = torch.maximum(nearest, features.dot(features.row(chosen[-1])))
+        chosen.append(free.best(-nearest))
+    return chosen
+
+
+def k_means(features, n, seed, unique_images=True):
+    """The pair nearest to each of n centroids of the joint embedding."""
+    from sklearn.cluster import (
+        KMeans,  # here, because every program imports this file and this one alone takes a second
+    )
+
+    centroids = KMeans(n, n_init=1, random_state=seed).fit(features.joint().cpu().numpy()).cluster_centers_
+    free = _Free(features.image_index, unique_images)
+    return [
+        free.best(features.dot(halves))
+        for halves in torch.from_numpy(centroids).to(features.texts).view(n, 2, -1)
+    ]
+
+
+def take(ranking, image_index, n, unique_images=True):
+    """The first n pairs of a ranking, LongTensor [P]; of each image the first only."""
+    if unique_images:
+        index = image_index[ranking].cpu()
+        first = torch.full((int(index.max()) + 1,), len(index)).scatter_reduce(
+            0, index, torch.arange(len(index)), "amin"
+        )
+        ranking = ranking[first[first < len(index)].sort().values]
+    return ranking[:n].tolist()
+
+
+def most_forgotten(events, learned, n, image_index, generator, unique_images=True):
+    """Pairs by forgetting events (Toneva et al. 2019), those never learned first; ties in random order.
+
+    events, learned: [P] summed over experts.
+    """
+    never = learned == 0
+    order = torch.randperm(len(events), generator=generator)
+    scores = torch.where(never, torch.inf, events.double())[order]
+    return take(order[scores.argsort(descending=True, stable=True)], image_index, n, unique_images)
+
+
+def by_vas(features, n, *, fraction=1.0, rounds=None, unique_images=True):
+    """The n pairs of highest VAS (vas.py) by image features, after a CLIP cut to a `fraction` of the pool;
+    rounds: VAS-D.
+
+    S is that of the pool itself: all pairs, or of each image the pair whose caption the expert thinks best.
+    """
+    clip = features.clip_scores().cpu().double()
+    ranking = clip.argsort(descending=True, stable=True)
+    pool = torch.tensor(take(ranking, features.image_index, len(ranking), unique_images))
+    embeddings = features.images[features.image_index[pool]].cpu().double()
+    moment = embeddings.T @ embeddings / len(pool)
+    kept = int(len(pool) * fraction)
+    if kept < n:
+        raise UserError(
+            f"--fraction {fraction} of {len(pool)} pairs leaves {kept}, fewer than --num_queries {n}."
+        )
+    pool, embeddings = pool[:kept], embeddings[:kept]  # in the order of their CLIP scores
+    if rounds:
+        return pool[
+            torch.from_numpy(vas.shrink(embeddings.float().numpy(), np.arange(kept), moment, n, rounds))
+        ].tolist()
+    return pool[vas.vas_scores(embeddings, moment).argsort(descending=True, stable=True)[:n]].tolist()
+
+
+def select(
+    method, task, n, generator, *, features=None, forgetting=None, unique_images=True, fraction=1.0, rounds=10
+):
+    """LongTensor [n] of the train pairs that `method`, one of CORESETS, chooses; of n different images if
+    `unique_images`.
+
+    features() -> PairFeatures and forgetting() -> (events, learned) are called where a method needs them.
+    """
+    most = len(task.train.image_paths) if unique_images else len(task.train)
+    if n > most:
+        raise UserError(
+            f"--num_queries {n} asks for more pairs than the {most} {'train images' if unique_images else 'train pairs'} of {task.dataset}."
+        )
+    seed = int(torch.randint(1 << 31, (), generator=generator)) if method == "k-means" else None
+    choices = {
+        "random": lambda: take(
+            torch.randperm(len(task.train), generator=generator), task.train.image_index, n, unique_images
+        ),
+        "herding": lambda: herding(features(), n, unique_images),
+        "k-center": lambda: k_center(features(), n, unique_images),
+        "k-means": lambda: k_means(features(), n, seed, unique_images),
+        "forgetting": lambda: most_forgotten(
+            *forgetting(), n, task.train.image_index, generator, unique_images
+        ),
+        "clip": lambda: _by_clip(features(), n, unique_images),
+        "vas": lambda: by_vas(features(), n, fraction=fraction, unique_images=unique_images),
+        "vas_d": lambda: by_vas(features(), n, fraction=fraction, rounds=rounds, unique_images=unique_images),
+    }
+    if method not in choices:
+        raise UserError(f"Coreset method {method!r} is unknown: expected one of {', '.join(choices)}.")
+    return torch.tensor(choices[method]())
+
+
+def _by_clip(features, n, unique_images):
+    return take(
+        features.clip_scores().argsort(descending=True, stable=True), features.image_index, n, unique_images
+    )
+
+
+CORESETS = ("random", "herding", "k-center", "k-means", "forgetting", "clip", "vas", "vas_d")

@@ -1,0 +1,83 @@
+"""The flags of the commands on pools: vas, moment and validate."""
+
+from distill_utils.runs.flags import Parser, count, device_flag, fraction
+
+
+def _pool_flags(parser, required):
+    add = parser.group("pool")
+    what = "DataComp metadata: pairs of <name>.parquet and <name>.npz (default: none)"
+    add("--metadata_dir", str, None, what, required=required, metavar="DIR")
+    add("--arch", ("l14", "b32"), "l14", "whose scores and embeddings: CLIP's ViT-L/14 or ViT-B/32")
+    score = "column of the CLIP scores (default: clip_<arch>..._similarity_score)"
+    add("--score_column", str, None, score, metavar="NAME")
+    member = "member of the .npz with the image embeddings (default: <arch>_img)"
+    add("--feature_member", str, None, member, metavar="NAME")
+    add("--uid_column", str, "uid", "column of the uids", metavar="NAME")
+    add("--block", count, 4096, "rows read at a time; the result does not depend on it", metavar="ROWS")
+
+
+def _embedding_flags(parser):
+    add = parser.group("arithmetic")
+    add("--normalize", bool, False, "make embeddings unit vectors (else those that are not are refused)")
+    device_flag(add)
+
+
+def vas_parser(doc=None):
+    parser = Parser(doc)
+    _pool_flags(parser, required=True)
+    add = parser.group("what to keep")
+    what = "the subset; a .json beside it says how it came about"
+    add("--save_path", str, None, what, required=True, metavar="FILE.npy")
+    add(
+        "--fraction",
+        fraction,
+        None,
+        "keep this fraction of the pool by CLIP score first (default: all)",
+        metavar="F",
+    )
+    add("--threshold", float, None, "instead: keep CLIP scores of at least this (default: all)", metavar="T")
+    part = "of those keep this fraction of the whole pool by VAS (default: --threshold_vas)"
+    add("--fraction_vas", fraction, None, part, metavar="F")
+    add(
+        "--threshold_vas",
+        float,
+        None,
+        "instead: keep VAS of at least this (default: --fraction_vas)",
+        metavar="T",
+    )
+    moment = "second moment of the prior set, .npy or .pt (default: VAS-D, the pool's own)"
+    add("--target_variance", str, None, moment, metavar="FILE")
+    add(
+        "--num_iters",
+        count,
+        None,
+        "rounds of VAS-D (default: 1, VAS by the second moment of the train data)",
+        metavar="T",
+    )
+    add(
+        "--given_uids_path",
+        str,
+        None,
+        "a subset that the pool is restricted to first (default: none)",
+        metavar="FILE.npy",
+    )
+    _embedding_flags(parser)
+    return parser
+
+
+def moment_parser(doc=None):
+    parser = Parser(doc)
+    _pool_flags(parser, required=False)
+    add = parser.group("embeddings")
+    files = "instead of a pool: .npy, .npz (--feature_member) or .pt, each [N, D] (default: the pool)"
+    add("--features", str, (), files, nargs="+", metavar="FILE")
+    add("--out", str, None, "where the second moment goes", required=True, metavar="FILE.npy")
+    _embedding_flags(parser)
+    return parser
+
+
+def validate_parser(doc=None):
+    parser = Parser(doc)
+    parser.add_argument("subset", metavar="FILE.npy", help="the subset to look at")
+    _pool_flags(parser, required=False)
+    return parser

@@ -1,0 +1,44 @@
+"""Which file of a run holds its set, and whether that set fits a task."""
+
+import re
+from pathlib import Path
+
+from distill_utils.runs.errors import UserError
+from distill_utils.runs.files import read_json
+
+
+def find_checkpoint(path):
+    """The file itself, or of a run's folder the set that was best on val (the last one where nothing was
+    evaluated).
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    steps = sorted(
+        int(match[1]) for file in path.iterdir() if (match := re.fullmatch(r"distilled_(\d+)\.pt", file.name))
+    )
+    if not steps:
+        raise UserError(f"--ckpt_path {path} holds no distilled_*.pt.")
+    step = read_json(path / "results.json", {}).get("selected_step", steps[-1])
+    return path / f"distilled_{step}.pt"
+
+
+def require_fits(synthetic, task, path):
+    """UserError unless the set's texts are embeddings of the task's text encoder and its images have the
+    task's size.
+    """
+    if synthetic.texts.shape[1] != task.text_dim:
+        raise UserError(
+            f"{path} holds text embeddings of width {synthetic.texts.shape[1]}, but --text_encoder {task.text_encoder} "
+            f"gives {task.text_dim}: evaluate with the text encoder of the set ({synthetic.meta.get('text_encoder', 'unknown')})."
+        )
+    made_with = synthetic.meta.get("text_fingerprint", task.text_fingerprint)
+    if made_with != task.text_fingerprint:
+        raise UserError(
+            f"{path} was made with other weights of the text encoder ({synthetic.meta['text_encoder']}) than "
+            f"--text_encoder {task.text_encoder} has here."
+        )
+    if synthetic.images.shape[-1] != task.image_size:
+        raise UserError(
+            f"{path} holds images of {synthetic.images.shape[-1]} pixels, but --image_size is {task.image_size}."
+        )

@@ -1,0 +1,54 @@
+"""What the data and model flags describe, as objects: the last place that sees `args` besides each program's
+main.
+"""
+
+from distill_utils.task.retrieval_task import RetrievalTask
+from networks import build_model
+
+
+def open_task(args, device):
+    """The RetrievalTask of the data and model flags."""
+    return RetrievalTask(
+        args.dataset,
+        args.text_encoder,
+        image_root=args.image_root,
+        ann_root=args.ann_root,
+        image_size=args.image_size,
+        augment=not args.no_aug,
+        toy_sizes=args.toy_size,
+        checkpoint_dir=args.checkpoint_dir,
+        text_pretrained=args.text_pretrained,
+        num_workers=args.num_workers,
+        train_subset=args.train_subset,
+        device=device,
+    )
+
+
+def model_maker(args, task, device):
+    """make_model() -> a fresh TwoTower for the task, initialised from torch's global generator.
+
+    Where the image encoder is frozen the task's real images go through it once, here, and not again.
+    """
+
+    def make_model():
+        return build_model(
+            args.image_encoder,
+            task.text_dim,
+            pretrained=args.image_pretrained,
+            checkpoint_dir=args.checkpoint_dir,
+            trainable=args.image_trainable,
+            grad_checkpointing=args.grad_checkpointing,
+        )
+
+    task.look_through(None if args.image_trainable else make_model().frozen_encoder, device)
+    return make_model
+
+
+def made_with(args, task):
+    """What experts and the sets distilled from them must agree in; recorded in their meta."""
+    towers = {
+        "image_encoder": args.image_encoder,
+        "image_pretrained": args.image_pretrained,
+        "image_trainable": args.image_trainable,
+    }
+    return task.describe() | towers

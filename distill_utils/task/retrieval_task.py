@@ -1,0 +1,218 @@
+"""The retrieval task: train pairs, val and test galleries, every caption already an embedding."""
+
+import hashlib
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from data import build_datasets
+from data.transforms import normalise, test_transform
+from distill_utils.runs.errors import UserError
+from distill_utils.runs.files import read_indices
+from distill_utils.task.decoding import batches, decode, encoder_input, in_order, require_files
+from distill_utils.training.losses import identity_target
+from networks.text_encoders import TOY, build_text_encoder, embed_captions, ensure_toy_bert
+
+_CACHE_BYTES = 8 << 30  # train images are kept decoded up to this
+
+
+@dataclass
+class Gallery:
+    """Images uint8 [N, 3, H, W] (or features [N, W] of a frozen encoder), texts [M, T], captions [M], txt2img
+    LongTensor [M].
+    """
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    captions: list
+    txt2img: torch.Tensor
+
+
+class RetrievalTask:
+    """Everything that is about the real data; nothing in it is learned.
+
+    `train.captions`, `train.image_index` and `train_texts` [P, T] describe the pairs; `galleries` has "val"
+    and "test"; embed(captions) gives other captions' embeddings.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        text_encoder="bert",
+        *,
+        image_root=None,
+        ann_root=None,
+        image_size=224,
+        augment=True,
+        toy_sizes=None,
+        checkpoint_dir="distill_utils/checkpoints",
+        text_pretrained=True,
+        num_workers=2,
+        train_subset=None,
+        device="cpu",
+    ):
+        """train_subset: file of the train pairs to use, by their positions in the annotation file; all of
+        them by default.
+        """
+        self.dataset, self.image_size, self.augment, self.num_workers = (
+            dataset,
+            image_size,
+            augment,
+            num_workers,
+        )
+        self.train, *held_out = build_datasets(
+            dataset, image_root, ann_root, image_size=image_size, augment=augment, toy_sizes=toy_sizes
+        )
+        for split in (self.train, *held_out):
+            require_files(split.image_paths)
+        name = (
+            str(ensure_toy_bert(self.train.captions, checkpoint_dir)) if text_encoder == TOY else text_encoder
+        )
+        encoder = build_text_encoder(name, pretrained=text_pretrained, checkpoint_dir=checkpoint_dir)
+        self.text_encoder, self.text_fingerprint = text_encoder, encoder.fingerprint()
+        self.embed = partial(
+            embed_captions, encoder, cache_dir=Path(checkpoint_dir) / "caption_embeddings", device=device
+        )
+        self.train_texts, *texts = (self.embed(split.captions) for split in (self.train, *held_out))
+        self.galleries = {
+            split: Gallery(
+                decode(gallery, num_workers, f"{split} images"), embeddings, gallery.captions, gallery.txt2img
+            )
+            for split, gallery, embeddings in zip(("val", "test"), held_out, texts)
+        }
+        self._pixels, self._train_images, self._train_features = self.galleries, None, None
+        self.numbers = torch.arange(len(self.train))  # of the train pairs in the annotation file
+        self.train_subset = None
+        if train_subset:
+            self._restrict(read_indices(train_subset), train_subset)
+
+    def _restrict(self, numbers, source):
+        """Use these train pairs alone; the text encoder, whose vocabulary may come from the captions, stays
+        that of all.
+        """
+        pairs = self.positions(numbers, source)
+        self.train, self.train_texts, self.numbers = (
+            self.train.subset(pairs),
+            self.train_texts[pairs],
+            numbers,
+        )
+        self.train_subset = hashlib.sha256(numbers.sort().values.numpy().tobytes()).hexdigest()[:16]
+
+    def positions(self, numbers, source):
+        """Train pairs, LongTensor [n], from their positions in the annotation file; `source` says in errors
+        where those come from.
+        """
+        position = torch.full((int(self.numbers.max()) + 1,), -1)
+        position[self.numbers] = torch.arange(len(self.numbers))
+        known = (numbers >= 0) & (numbers < len(position))
+        known[known.clone()] = position[numbers[known]] >= 0
+        if not known.all():
+            raise UserError(
+                f"{source} names the train pair {int(numbers[~known][0])}, which is not among the {len(self.numbers)} of {self.dataset} in use."
+            )
+        return position[numbers]
+
+    def describe(self):
+        """The facts of the task that weights and synthetic sets depend on."""
+        return {
+            "dataset": self.dataset,
+            "image_size": self.image_size,
+            "text_encoder": self.text_encoder,
+            "text_fingerprint": self.text_fingerprint,
+            "train_subset": self.train_subset,
+        }
+
+    @property
+    def text_dim(self):
+        return self.train_texts.shape[1]
+
+    def _first_pairs(self):
+        """For every train image the first of its pairs, [I]."""
+        first = torch.full((len(self.train.image_paths),), len(self.train))
+        return first.scatter_reduce(0, self.train.image_index, torch.arange(len(self.train)), "amin")
+
+    @torch.no_grad()
+    def look_through(self, encoder, device, batch_size=256):
+        """Keep what a frozen encoder makes of the galleries, and of train images that are not augmented, in
+        place of their pixels.
+
+        encoder(images [B, 3, H, W] normalised) -> [B, W]; None: pixels again.
+        """
+        self.galleries, self._train_features = self._pixels, None
+        if encoder is None:
+            return
+
+        def features(images):
+            return torch.cat(
+                [encoder(encoder_input(batch, device)).cpu() for batch in images.split(batch_size)]
+            )
+
+        encoder = encoder.to(device)
+        self.galleries = {
+            split: replace(gallery, images=features(gallery.images))
+            for split, gallery in self._pixels.items()
+        }
+        if not self.augment:
+            self._train_features = torch.cat(
+                [encoder(batch).cpu() for batch in self.train_images(batch_size, device)]
+            )
+
+    def _plain(self, pairs):
+        """Train pairs without augmentation, as a data set."""
+        plain = copy(self.train)  # shares the annotations
+        plain.transform = test_transform(self.image_size)
+        return Subset(plain, pairs.tolist())
+
+    def real_pairs(self, pairs):
+        """Normalised images [n, 3, H, W] without augmentation, texts [n, T] and captions of the train pairs
+        `pairs`.
+        """
+        return (
+            normalise(decode(self._plain(pairs), 0, "real pairs")),
+            self.train_texts[pairs],
+            [self.train.captions[p] for p in pairs],
+        )
+
+    def train_images(self, batch_size, device):
+        """Every train image once, in order and without augmentation, normalised [B, 3, H, W] a batch."""
+        dataset = self._plain(self._first_pairs())
+        loader = in_order(dataset, batch_size, self.num_workers)
+        for images, _ in tqdm(
+            batches(loader), total=len(loader), desc="train images", disable=len(dataset) <= 500
+        ):
+            yield normalise(images.to(device))
+
+    def train_batches(self, batch_size, generator, device):
+        """One epoch over all real pairs in random order: images [B, 3, H, W] (or features), texts [B, T], the
+        identity [B, B], the pairs [B].
+        """
+        for images, pairs in self._image_batches(batch_size, generator):
+            texts = self.train_texts[pairs].to(device)
+            yield encoder_input(images, device), texts, identity_target(len(pairs), texts), pairs
+
+    def _image_batches(self, batch_size, generator):
+        if self._train_features is not None:
+            for pairs in torch.randperm(len(self.train), generator=generator).split(batch_size):
+                yield self._train_features[self.train.image_index[pairs]], pairs
+            return
+        size = 3 * self.image_size**2 * len(self.train.image_paths)
+        if self.augment or size > _CACHE_BYTES:
+            workers = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
+            yield from batches(
+                DataLoader(self.train, batch_size, shuffle=True, generator=generator, **workers)
+            )
+            return
+        if self._train_images is None:  # without augmentation an image is always the same: decoded once
+            self._train_images = decode(
+                Subset(self.train, self._first_pairs().tolist()), self.num_workers, "train images"
+            )
+        for pairs in torch.randperm(len(self.train), generator=generator).split(batch_size):
+            yield self._train_images[self.train.image_index[pairs]], pairs
+
+    def num_batches(self, batch_size):
+        return -(-len(self.train) // batch_size)
