@@ -8,11 +8,13 @@ from commands import DISTILL, EXPERTS, toy
 import buffer
 import distill_lors
 from distill_utils import coreset, evaluate
+from distill_utils.experts.forgetting import Forgetting, read_forgetting
 from distill_utils.runs import flags
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.seeds import generator
+from distill_utils.selection import coresets
 from distill_utils.selection.coresets import CORESETS
-from distill_utils.selection.features import PairFeatures
+from distill_utils.selection.features import PairFeatures, open_features
 from distill_utils.synthetic.set import SyntheticSet
 from distill_utils.task.from_flags import open_task
 
@@ -22,9 +24,11 @@ def features(request):
     """12 images of 1 to 4 captions, unit features in float64."""
     numbers = torch.Generator().manual_seed(request.param)
     index = torch.arange(12).repeat_interleave(torch.randint(1, 5, (12,), generator=numbers))
-    unit = lambda n: torch.nn.functional.normalize(
-        torch.randn(n, 7, generator=numbers, dtype=torch.float64) + 0.5
-    )  # noqa: E731
+
+    def unit(n):
+        vectors = torch.randn(n, 7, generator=numbers, dtype=torch.float64) + 0.5
+        return torch.nn.functional.normalize(vectors)
+
     return PairFeatures(unit(12), unit(len(index)), index)
 
 
@@ -48,7 +52,7 @@ def test_herding_brings_the_mean_nearest_at_every_step(features, unique):
         )
         return -(means - joint.mean(dim=0)).norm(dim=1)
 
-    assert coreset.herding(features, 9, unique) == brute_force(features, 9, unique, distance)
+    assert coresets.herding(features, 9, unique) == brute_force(features, 9, unique, distance)
 
 
 @pytest.mark.parametrize("unique", [True, False])
@@ -58,17 +62,17 @@ def test_k_center_takes_the_farthest_at_every_step(features, unique):
             return -(joint - joint.mean(dim=0)).norm(dim=1)
         return torch.cdist(joint, joint[chosen]).min(dim=1).values
 
-    assert coreset.k_center(features, 9, unique) == brute_force(features, 9, unique, distance)
+    assert coresets.k_center(features, 9, unique) == brute_force(features, 9, unique, distance)
 
 
 def test_k_means_takes_the_pairs_nearest_to_centroids(features):
-    chosen = coreset.k_means(features, 12, 0)
+    chosen = coresets.k_means(features, 12, 0)
     assert len(set(features.image_index[chosen].tolist())) == 12
     spread = torch.cat(
         [features.joint()[:1] + 0.01 * i for i in range(3)] + [-features.joint()[:1]]
     )  # two clusters, one of a single pair
     two = PairFeatures(spread[:, :7], spread[:, 7:], torch.arange(4))
-    assert 3 in coreset.k_means(two, 2, 0)
+    assert 3 in coresets.k_means(two, 2, 0)
 
 
 def test_mean_and_products_are_those_of_the_joint_embedding(features):
@@ -83,7 +87,7 @@ def test_mean_and_products_are_those_of_the_joint_embedding(features):
 
 
 def test_vas_takes_the_images_most_like_the_others(features):
-    chosen = coreset.by_vas(features, 5)
+    chosen = coresets.by_vas(features, 5)
     best_caption = [
         max(
             range(len(features.texts)),
@@ -96,23 +100,23 @@ def test_vas_takes_the_images_most_like_the_others(features):
     clip = features.clip_scores()[best_caption]
     kept = clip.argsort(descending=True)[:6].tolist()
     expected = sorted(kept, key=lambda i: -cosines[i])[:4]
-    assert coreset.by_vas(features, 4, fraction=0.5) == [best_caption[i] for i in expected]
-    assert sorted(coreset.by_vas(features, 5, rounds=1)) == sorted(chosen)
-    assert len(set(coreset.by_vas(features, 5, rounds=7))) == 5
+    assert coresets.by_vas(features, 4, fraction=0.5) == [best_caption[i] for i in expected]
+    assert sorted(coresets.by_vas(features, 5, rounds=1)) == sorted(chosen)
+    assert len(set(coresets.by_vas(features, 5, rounds=7))) == 5
     with pytest.raises(UserError, match="--fraction 0.25 of 12 pairs leaves 3"):
-        coreset.by_vas(features, 5, fraction=0.25)
+        coresets.by_vas(features, 5, fraction=0.25)
 
 
 def test_those_never_learned_come_first_then_those_forgotten_most():
     events, learned = torch.tensor([0, 3, 1, 0, 2, 0]), torch.tensor([2, 2, 2, 0, 1, 1])
     numbers = torch.Generator().manual_seed(0)
-    assert coreset.most_forgotten(events, learned, 4, torch.arange(6), numbers) == [3, 1, 4, 2]
+    assert coresets.most_forgotten(events, learned, 4, torch.arange(6), numbers) == [3, 1, 4, 2]
     assert (
-        coreset.most_forgotten(events, learned, 3, torch.tensor([0, 1, 1, 1, 1, 2]), numbers)[0] == 3
+        coresets.most_forgotten(events, learned, 3, torch.tensor([0, 1, 1, 1, 1, 2]), numbers)[0] == 3
     )  # one a photo
     ties = {
         tuple(
-            coreset.most_forgotten(events[:1].repeat(6), learned[:1].repeat(6), 2, torch.arange(6), numbers)
+            coresets.most_forgotten(events[:1].repeat(6), learned[:1].repeat(6), 2, torch.arange(6), numbers)
         )
         for _ in range(20)
     }
@@ -120,7 +124,7 @@ def test_those_never_learned_come_first_then_those_forgotten_most():
 
 
 def test_a_pair_is_forgotten_when_it_was_right_and_is_wrong():
-    record = buffer.Forgetting(4, "cpu")
+    record = Forgetting(4, "cpu")
     right = torch.eye(2) * 2
     wrong = torch.tensor(
         [[0.0, 1.0], [0.0, 2.0]]
@@ -140,7 +144,7 @@ def test_a_pair_is_forgotten_when_it_was_right_and_is_wrong():
         and state["learned"].all()
         and state["right"].tolist() == [False, True, True, False]
     )
-    again = buffer.Forgetting(4, "cpu", state)
+    again = Forgetting(4, "cpu", state)
     again(right, torch.tensor([0, 3]))
     assert again.state()["events"].tolist() == [2, 0, 0, 1] and again.state()["right"].all()
 
@@ -174,12 +178,12 @@ def test_every_method_chooses_distinct_pairs_of_distinct_photos(here, method):
 
 def test_buffer_records_what_its_experts_forgot(here):
     folder = here / "buffers/toy/test_nfnet_toy_bert/InfoNCE"
-    events, learned = coreset.read_forgetting(folder, 150)
+    events, learned = read_forgetting(folder, 150)
     assert (
         0 < learned.sum() <= 300 and learned.max() <= 2 and events.max() <= 2 * 1
     )  # three epochs: right, wrong and right at most
     with pytest.raises(UserError, match="149 train pairs"):
-        coreset.read_forgetting(folder, 149)
+        read_forgetting(folder, 149)
 
 
 def test_a_coreset_is_what_distillation_begins_with_and_what_experts_train_on(here):
@@ -285,10 +289,10 @@ def test_every_method_on_real_photos(shared, tmp_path, monkeypatch):
     path = coreset.main(["herding", *photos, "--num_queries", "50"])
     args = flags.parse(coreset.make_parser(), ["herding", *photos])
     task = open_task(args, torch.device("cpu"))
-    features = coreset.open_features(args, task, torch.device("cpu"))
-    forgetting = coreset.read_forgetting(folder, 3000)
+    features = open_features(args, task, torch.device("cpu"))
+    forgetting = read_forgetting(folder, 3000)
     for method in CORESETS:
-        pairs = coreset.select(
+        pairs = coresets.select(
             method,
             task,
             50,
