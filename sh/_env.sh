@@ -1,10 +1,7 @@
 # Sourced by the other scripts: goes to the repository's root, picks the Python environment, and takes the first argument as
 # the GPU (default 0; `cpu` for none; `0,1,2,3` for several, which torchrun then shares the work among). What is left in "$@"
 # are flags for Python. LAUNCH in the environment is used in place of `python`, as the slurm_*.sh files do.
-cd "$(dirname "$0")/.." || exit 1
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -f .venv/bin/activate ]; then
-    . .venv/bin/activate
-fi
+. "$(dirname "$0")/_python.sh"
 case "${1:-}" in
     '' | -*) CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} ;;
     cpu) CUDA_VISIBLE_DEVICES=''; shift ;;

@@ -11,21 +11,41 @@ from pathlib import Path
 
 import pytest
 
+import distill_lors
+
 ROOT = Path(__file__).parent.parent
-DISTILL = [
-    *"--num_queries 6 --mini_batch_size 4 --syn_steps 2 --sim_rank 2 --Iteration 3 --eval_it 2 --num_eval 2 --epoch_eval_train 4".split(),
-    *"--lr_img 1 --lr_txt 1 --lr_sim 1 --lr_lr 0.0001".split(),
+METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
+DISTILL = (
+    "--num_queries 6 --mini_batch_size 4 --syn_steps 2 --sim_rank 2 --Iteration 3 --eval_it 2 --num_eval 2 "
+    "--epoch_eval_train 4 --lr_img 1 --lr_txt 1 --lr_sim 1 --lr_lr 0.0001"
+).split()
+LONG = [
+    *DISTILL,
+    *"--Iteration 30 --eval_it 10 --save_it 1 --num_eval 1 --epoch_eval_train 2".split(),
+    *"--lr_img 0.1 --lr_txt 0.1 --lr_sim 0.1 --lr_lr 0.00001".split(),
 ]
 EXPERTS = "--num_experts 2 --train_epochs 3 --batch_train 32 --eval_freq 2".split()
+EXPERTS_FOLDER = "toy/test_nfnet_toy_bert/InfoNCE"
 
 
 def toy(folder):
     """Flags of the smallest toy task, its data and checkpoints under `folder`."""
-    flags = (
-        f"--dataset toy --image_root {folder}/data --ann_root {folder}/data --toy_size 30,5,7 --image_size 32 --image_encoder test_nfnet "
-        f"--image_pretrained false --text_encoder toy_bert --checkpoint_dir {folder}/checkpoints --num_workers 0 --device cpu"
-    )
-    return flags.split()
+    return (
+        f"--dataset toy --image_root {folder}/data --ann_root {folder}/data --toy_size 30,5,7 "
+        "--image_size 32 --image_encoder test_nfnet --image_pretrained false --text_encoder toy_bert "
+        f"--checkpoint_dir {folder}/checkpoints --num_workers 0 --device cpu"
+    ).split()
+
+
+def distill(folder, name, *more):
+    """Runs three outer steps, anew; returns the run's folder."""
+    argv = [*toy(folder), *DISTILL, "--buffer_path", f"{folder}/buffers", "--name", name, "--fresh", *more]
+    return distill_lors.main(argv)
+
+
+def long_run(folder, name, *more):
+    """The flags of thirty outer steps, saved after each: long enough to be disturbed."""
+    return [*toy(folder), *LONG, "--buffer_path", f"{folder}/buffers", "--name", name, *more]
 
 
 def read_log(directory):
@@ -42,7 +62,10 @@ def browse(page, folder):
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not browser:
         pytest.skip("no Chromium on this machine")
-    quiet = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    quiet = (
+        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync"
+    )
     command = [
         browser,
         *quiet.split(),
@@ -55,7 +78,10 @@ def browse(page, folder):
     done = subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=120)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     # A copy that may run a script counts what was drawn.
-    count = "[...document.images].filter(i=>i.naturalWidth>0).length,document.images.length,document.querySelectorAll('svg').length"
+    count = (
+        "[...document.images].filter(i=>i.naturalWidth>0).length,document.images.length,"
+        "document.querySelectorAll('svg').length"
+    )
     probe = f"<script>onload=()=>{{document.title=[{count}]}}</script>"
     copy = Path(folder) / "probe.html"
     copy.write_text(text.replace("http-equiv", "name").replace("</body>", probe + "</body>"))

@@ -1,4 +1,4 @@
-"""Fixtures that the tests share: a folder with toy data and experts, and the real test data where there is any."""
+"""Fixtures that the tests share: toy data and experts, a process that forks, the real test data if any."""
 
 import os
 
@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = (
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
-from commands import EXPERTS, toy  # noqa: E402
+from commands import EXPERTS, Forker, toy  # noqa: E402
 
 import buffer  # noqa: E402
 
@@ -28,6 +28,14 @@ def home(tmp_path_factory):
 def here(home, monkeypatch):
     monkeypatch.chdir(home)
     return home
+
+
+@pytest.fixture(scope="session")
+def forker():
+    """Runs programs in processes of their own, which a test may kill."""
+    forker = Forker()
+    yield forker
+    forker.close()
 
 
 @pytest.fixture(scope="session")

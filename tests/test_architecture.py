@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {"evaluate", "crossarch", "compare", "coreset", "export", "report", "benchmark"}
-# A module may import modules of floors below its own, and of its own floor; cycles are caught apart. The longest
-# name that fits counts.
+# A module may import modules of floors below its own, and of its own floor; cycles are caught apart. The
+# longest name that fits counts.
 FLOORS = {
     "distill_utils.runs": 0,
     "data": 1,
@@ -107,6 +107,12 @@ def test_files_and_functions_are_of_a_size_that_can_be_read():
                 )
 
 
+def test_no_test_file_is_long():
+    long = {file.name for file in (ROOT / "tests").rglob("*.py") if file.read_text().count("\n") > 300}
+    assert not long - LONG
+
+
 LONG = {
-    "data.toy_scenes"  # tables of words and shapes
+    "data.toy_scenes",  # tables of words and shapes
+    "test_vas.py",
 }

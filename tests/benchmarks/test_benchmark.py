@@ -12,7 +12,10 @@ from distill_utils import benchmark
 from distill_utils.evaluation.retrieval import recall_from_scores
 from distill_utils.runs.errors import UserError
 
-SMALL = "--image_encoder test_nfnet --image_size 32 --toy_size 24,2,3 --repeats 1 --num_workers 0 --device cpu".split()
+SMALL = [
+    *"--image_encoder test_nfnet --image_size 32 --toy_size 24,2,3".split(),
+    *"--repeats 1 --num_workers 0 --device cpu".split(),
+]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from distill_utils.runs.errors import UserError
 
 
 def naive(image_features, text_features, txt2img, ks=(1, 5, 10)):
-    """Sort every query's candidates, worst ties first: a wrong item of equal score comes before a right one."""
+    """Sort every query's candidates; of equal scores, the wrong items come before the right ones."""
     scores = (image_features @ text_features.T).tolist()
     n, m = len(image_features), len(text_features)
     image_of = txt2img.tolist()

@@ -19,7 +19,8 @@ t = load_file("{out}"); images, texts, similarity = t["images"], t["texts"], t["
 """,
     "folder": """
 from safetensors.torch import load_file
-t = load_file("{out}/tensors.safetensors"); images, texts, similarity = t["images"], t["texts"], t["similarity"]
+t = load_file("{out}/tensors.safetensors")
+images, texts, similarity = t["images"], t["texts"], t["similarity"]
 """,
     "parquet": """
 import json, numpy, pyarrow.parquet

@@ -1,4 +1,4 @@
-"""The report page: escaped, self-contained, whole with parts of the run missing, and right in a real browser."""
+"""The report page: escaped, self-contained, whole when parts are missing, right in a real browser."""
 
 import base64
 import io

@@ -1,0 +1,143 @@
+"""Image encoders of timm, projection heads, and what a student of each does."""
+
+import pytest
+import timm
+import torch
+
+from distill_utils.matching.gradient import Matcher
+from distill_utils.runs.errors import UserError
+from distill_utils.synthetic.set import SyntheticSet
+from distill_utils.synthetic.similarity import build_similarity
+from distill_utils.training.epochs import sgd, train_epoch
+from distill_utils.training.losses import LOSSES
+from networks import build_model
+from networks.image_encoders import build_image_encoder
+from networks.two_tower import ProjectionHead
+from networks.weights import Weights, flatten, snapshot
+
+
+@pytest.mark.parametrize("name", ["test_nfnet", "resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
+def test_the_width_is_the_models(name, tmp_path):
+    model = build_model(name, 12, pretrained=False, checkpoint_dir=tmp_path).eval()
+    size = 224 if "vit" in name else 64
+    with torch.no_grad():
+        images, texts = model(torch.randn(2, 3, size, size), torch.randn(2, 12))
+    assert images.shape == texts.shape and images.shape[1] != 1000  # features, not class logits
+    assert torch.allclose(images.norm(dim=1), torch.ones(2)) and torch.allclose(
+        texts.norm(dim=1), torch.ones(2)
+    )
+
+
+def test_the_published_student_has_the_published_size(tmp_path):
+    model = build_model("nfnet", 768, pretrained=False, checkpoint_dir=tmp_path)
+    millions = [
+        sum(p.numel() for p in tower.parameters()) / 1e6
+        for tower in (model.image_encoder, model.text_projection)
+    ]
+    assert millions == pytest.approx([32.77, 7.09], abs=0.005)
+
+
+def test_the_head_is_the_formula():
+    head = ProjectionHead(3, 4, dropout=0.5).eval().double()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    p = x @ head.projection.weight.T + head.projection.bias
+    hidden = p * 0.5 * (1 + torch.erf(p / 2**0.5))
+    y = p + hidden @ head.fc.weight.T + head.fc.bias
+    y = (y - y.mean(1, keepdim=True)) / (y.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(head(x), y, rtol=1e-10)
+    assert [tuple(parameter.shape) for parameter in head.parameters()] == [
+        (4, 3),
+        (4,),
+        (4, 4),
+        (4,),
+        (4,),
+        (4,),
+    ]
+
+
+def test_a_frozen_image_tower_trains_a_projection_only(tmp_path):
+    model = build_model("test_nfnet", 12, pretrained=False, checkpoint_dir=tmp_path, trainable=False)
+    trained = [name for name, parameter in model.image_encoder.named_parameters() if parameter.requires_grad]
+    assert trained and all(name.startswith("1.") for name in trained)
+
+
+def test_pretrained_image_weights_come_from_the_folder_first(tmp_path):
+    classifier = timm.create_model(
+        "test_nfnet", num_classes=10
+    )  # a file of the whole classifier, as published ones are
+    torch.save(classifier.state_dict(), tmp_path / "test_nfnet.pth")
+    encoder = build_image_encoder("test_nfnet", True, tmp_path)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, classifier.state_dict()[name])
+
+
+def test_missing_or_wrong_image_weights_are_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="'no_such_net' is neither"):
+        build_image_encoder("no_such_net", False, tmp_path)
+    with pytest.raises(UserError, match="test_nfnet.pth does not exist and timm's hub gave none"):
+        build_image_encoder("test_nfnet", True, tmp_path)
+    torch.save({"a": torch.zeros(2)}, tmp_path / "test_nfnet.pth")
+    with pytest.raises(UserError, match="does not hold weights for"):
+        build_image_encoder("test_nfnet", True, tmp_path)
+
+
+IMAGE_ENCODERS = [
+    "nf_resnet50",
+    "nf_regnet",
+    "resnet18",
+    "resnet50",
+    "resnet18_gn",
+    "vit",
+    "convnext",
+    "efficientvit_m5",
+]
+
+
+@pytest.mark.parametrize("name", IMAGE_ENCODERS)
+def test_every_image_encoder_trains_matches_and_is_evaluated(name, tmp_path):
+    """One training step, one outer step and one pass in eval mode, from random weights."""
+    torch.manual_seed(0)
+    size = 64
+    model = build_model(name, 6, pretrained=False, checkpoint_dir=tmp_path)
+    images, texts = torch.randn(3, 3, size, size), torch.randn(3, 6)
+    start = Weights(*(flatten(tower).detach().clone() for tower in snapshot(model)))
+    loss = train_epoch(
+        model, [(images, texts, torch.eye(3))], sgd(model, 0.01, 0.01), LOSSES["InfoNCE"], 0.07
+    )
+    assert loss > 0
+    target = Weights(*(flatten(tower).detach().clone() for tower in snapshot(model)))
+    assert not torch.equal(start.img, target.img)
+    model.eval()
+    with torch.no_grad():
+        features = model.encode_images(images)
+    assert features.shape == (3, model.text_projection.fc.out_features) and torch.isfinite(features).all()
+    synthetic = SyntheticSet(images, texts, build_similarity("lowrank", 3, rank=1), 0.01, 0.01)
+    model.train()
+    if name in ("resnet18", "resnet50", "efficientvit_m5"):
+        with pytest.raises(UserError, match="needs an encoder without BatchNorm"):
+            Matcher(model, LOSSES["WBCE"])
+        model = build_model(
+            name, 6, pretrained=False, checkpoint_dir=tmp_path, trainable=False
+        ).train()  # frozen, it can be matched
+        start = Weights(*(flatten(tower).detach().clone() for tower in snapshot(model)))
+        target = Weights(*(vector + 1e-3 * torch.randn_like(vector) for vector in start))
+    ids = [torch.tensor([0, 2]), torch.tensor([1, 0])]
+    loss = Matcher(model, LOSSES["WBCE"])(synthetic, start, target, ids, seed=0)
+    assert torch.isfinite(loss.grand) and all(
+        torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in (synthetic.images, synthetic.texts)
+    )
+
+
+def test_a_frozen_tower_keeps_its_running_statistics(tmp_path):
+    model = build_model("resnet18", 6, pretrained=False, checkpoint_dir=tmp_path, trainable=False).train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model(torch.randn(2, 3, 64, 64), torch.randn(2, 6))
+    assert before and all(torch.equal(before[name], value) for name, value in model.named_buffers())
+
+
+def test_untrained_image_towers_are_the_same_and_heads_are_not(tmp_path):
+    one, other = (build_model("test_nfnet", 12, pretrained=False, checkpoint_dir=tmp_path) for _ in range(2))
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.image_encoder.parameters(), other.image_encoder.parameters())
+    )
+    assert not torch.equal(one.text_projection.fc.weight, other.text_projection.fc.weight)
