@@ -24,11 +24,13 @@ from distill_utils.experts.progress import Progress
 from distill_utils.experts.training import train_expert
 from distill_utils.experts.trajectories import write_expert
 from distill_utils.runs import flags
-from distill_utils.runs.files import save_tensors, write_json
 from distill_utils.runs.flags import count, positive
 from distill_utils.runs.folder import Run
 from distill_utils.runs.seeds import derive_seed
 from distill_utils.runs.signals import run_program, undisturbed
+from distill_utils.runs.tensors import save_tensors
+from distill_utils.runs.writing import write_json
+from distill_utils.task.flags import program_parser
 from distill_utils.task.from_flags import made_with, model_maker, open_task
 from distill_utils.training.losses import LOSSES
 from networks.weights import describe_towers
@@ -47,7 +49,7 @@ _RECIPE = (
 
 
 def make_parser():
-    parser = flags.program_parser(__doc__)
+    parser = program_parser(__doc__)
     add = parser.group("experts")
     flags.buffer_path_flag(add)
     add("--num_experts", count, 20, "experts to train")

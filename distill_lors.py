@@ -24,12 +24,13 @@ from distill_utils.runs.flags import count, non_negative, positive, whole
 from distill_utils.runs.folder import Run
 from distill_utils.runs.seeds import generator
 from distill_utils.runs.signals import run_program
+from distill_utils.task.flags import program_parser
 from distill_utils.task.from_flags import made_with, model_maker, open_task
 from distill_utils.training.losses import LOSSES
 
 
 def make_parser():
-    parser = flags.program_parser(__doc__)
+    parser = program_parser(__doc__)
 
     add = parser.group("synthetic set")
     flags.buffer_path_flag(add)

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from data.toy_scenes import draw_scene, make_example
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import read_json, write_json
+from distill_utils.runs.reading import read_json
+from distill_utils.runs.writing import write_json
 
 SPLITS = ("train", "val", "test")
 SIZES = (3000, 300, 500)
@@ -31,7 +32,7 @@ def _annotation_name(split):
 
 
 def _write_image(path, scene):
-    # As files.atomic_path, which would also wait for the disk, 3,800 times. The name carries the process: two
+    # As writing.atomic_path, which would also wait for the disk, 3,800 times. The name carries the process: two
     # may draw at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     draw_scene(scene).save(partial, format="PNG")

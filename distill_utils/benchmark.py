@@ -38,18 +38,26 @@ from distill_utils.matching.derivatives import DERIVATIVES
 from distill_utils.matching.gradient import GRADIENTS, Matcher
 from distill_utils.matching.objective import TrajectoryMatching, draw_minibatches
 from distill_utils.runs import flags
-from distill_utils.runs.devices import peak_mb, reset_peak, resolve_device, set_precision, synchronise
+from distill_utils.runs.devices import (
+    describe_device,
+    peak_mb,
+    reset_peak,
+    resolve_device,
+    set_precision,
+    synchronise,
+)
 from distill_utils.runs.errors import UserError, first_line
-from distill_utils.runs.files import atomic_path
 from distill_utils.runs.flags import count, positive
-from distill_utils.runs.folder import provenance
+from distill_utils.runs.provenance import provenance
 from distill_utils.runs.seeds import generator
 from distill_utils.runs.signals import run_program
+from distill_utils.runs.writing import atomic_path
 from distill_utils.selection import pool, vas
 from distill_utils.selection.coresets import select
 from distill_utils.selection.oracles import vas_in_memory
 from distill_utils.synthetic.set import SyntheticSet, real_set
 from distill_utils.synthetic.similarity import build_similarity
+from distill_utils.task.flags import program_parser
 from distill_utils.task.from_flags import model_maker, open_task
 from distill_utils.training.epochs import sgd, train_epoch
 from distill_utils.training.losses import LOSSES
@@ -975,7 +983,7 @@ def gallery(text):
 
 
 def make_parser():
-    parser = flags.program_parser(__doc__)
+    parser = program_parser(__doc__, folder=False)
     parser.add_argument("what", choices=BENCHMARKS, help="what to measure")
     parser.set_defaults(
         dataset="toy",
@@ -1025,7 +1033,7 @@ def main(argv=None):
     device = resolve_device(args.device)
     args.device = str(device)
     settings = {key: value for key, value in vars(args).items() if key not in ("config", "what", "figure")}
-    machine = provenance(device, args.seed)
+    machine = provenance(describe_device(device), args.seed)
     print(
         ", ".join(
             f"{key} {value}" for key, value in machine.items() if key not in ("command", "started", "seed")

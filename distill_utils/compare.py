@@ -10,7 +10,7 @@ from pathlib import Path
 from distill_utils.evaluation.protocols import selected_evaluation, summarise_runs
 from distill_utils.evaluation.tables import format_table, markdown
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import read_json
+from distill_utils.runs.reading import read_json
 from distill_utils.runs.signals import run_program
 
 

@@ -13,15 +13,16 @@ from distill_utils.experts.folder import experts_folder
 from distill_utils.experts.forgetting import read_forgetting
 from distill_utils.runs import flags
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import write_array
 from distill_utils.runs.flags import count, fraction, whole
 from distill_utils.runs.folder import Run
 from distill_utils.runs.seeds import generator
 from distill_utils.runs.signals import run_program
+from distill_utils.runs.writing import write_array
 from distill_utils.selection import pool_flags, vas
 from distill_utils.selection.coresets import CORESETS, select
 from distill_utils.selection.features import open_features
 from distill_utils.synthetic.set import real_set
+from distill_utils.task.flags import program_parser
 from distill_utils.task.from_flags import made_with, open_task
 from distill_utils.training.losses import LOSSES
 
@@ -33,7 +34,7 @@ _POOL_COMMANDS = {
 
 
 def make_parser():
-    parser = flags.program_parser(__doc__)
+    parser = program_parser(__doc__)
     parser.add_argument("method", choices=CORESETS, help="how pairs are chosen")
     add = parser.group("coreset")
     add("--num_queries", count, 99, "pairs to choose")

@@ -21,6 +21,7 @@ from distill_utils.runs.signals import run_program
 from distill_utils.synthetic.checkpoint import find_checkpoint, require_fits
 from distill_utils.synthetic.set import SyntheticSet
 from distill_utils.synthetic.similarity import FixedSimilarity
+from distill_utils.task.flags import program_parser
 from distill_utils.task.from_flags import model_maker, open_task
 from distill_utils.training.losses import LOSSES
 
@@ -45,7 +46,7 @@ def for_text_encoder(synthetic, task, path):
 
 
 def make_parser():
-    parser = flags.program_parser(__doc__)
+    parser = program_parser(__doc__)
     flags.student_flags(parser)
     flags.set_flags(parser, LOSSES)
     add = parser.group("architectures")

@@ -17,12 +17,13 @@ from distill_utils.runs.signals import run_program
 from distill_utils.selection.coresets import select
 from distill_utils.synthetic.checkpoint import find_checkpoint, require_fits
 from distill_utils.synthetic.set import SyntheticSet, real_set
+from distill_utils.task.flags import program_parser
 from distill_utils.task.from_flags import model_maker, open_task
 from distill_utils.training.losses import LOSSES
 
 
 def make_parser():
-    parser = flags.program_parser(__doc__)
+    parser = program_parser(__doc__)
     flags.student_flags(parser)
     flags.set_flags(parser, LOSSES)
     add = parser.group("beside it")

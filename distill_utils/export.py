@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 
 from distill_utils.evaluation.protocols import METRICS, PROTOCOLS
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import atomic_path, read_json, write_json, write_text
+from distill_utils.runs.reading import read_json
 from distill_utils.runs.signals import run_program
+from distill_utils.runs.writing import atomic_path, write_json, write_text
 from distill_utils.synthetic.checkpoint import find_checkpoint
 from distill_utils.synthetic.set import SyntheticSet
 

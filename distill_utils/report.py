@@ -21,8 +21,9 @@ from PIL import Image
 from torchvision.utils import make_grid, save_image
 
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import atomic_path, read_json, write_text
+from distill_utils.runs.reading import read_json
 from distill_utils.runs.signals import run_program
+from distill_utils.runs.writing import atomic_path, write_text
 from distill_utils.synthetic.set import SyntheticSet
 
 ROWS = {

@@ -3,7 +3,7 @@
 import torch
 from commands import read_log
 
-from distill_utils.runs.files import load_tensors
+from distill_utils.runs.tensors import load_tensors
 from distill_utils.synthetic.set import SyntheticSet
 
 

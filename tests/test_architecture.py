@@ -13,7 +13,6 @@ FLOORS = {
     "distill_utils.runs": 0,
     "data": 1,
     "networks": 1,
-    "distill_utils.runs.flags": 1,  # the shared groups name the data sets
     "distill_utils.training": 2,
     "distill_utils.task": 2,
     "distill_utils.synthetic": 2,

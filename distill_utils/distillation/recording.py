@@ -9,8 +9,8 @@ from tqdm import tqdm
 from distill_utils.evaluation.protocols import METRICS
 from distill_utils.pages.nearest import nearest_captions
 from distill_utils.runs.errors import Diverged, UserError
-from distill_utils.runs.files import write_json
 from distill_utils.runs.signals import undisturbed
+from distill_utils.runs.writing import write_json
 from distill_utils.synthetic.set import SyntheticSet
 
 _PANELS = 50  # pairs shown in wandb

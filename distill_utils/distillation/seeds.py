@@ -2,8 +2,8 @@
 
 from distill_utils.evaluation.protocols import selected_evaluation, summarise_runs
 from distill_utils.evaluation.tables import format_table
-from distill_utils.runs.files import read_json
 from distill_utils.runs.processes import is_first
+from distill_utils.runs.reading import read_json
 
 
 def distill_seeds(main, argv, name, seeds):

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import load_tensors, read_indices
+from distill_utils.runs.reading import read_indices
+from distill_utils.runs.tensors import load_tensors
 from distill_utils.synthetic.set import SyntheticSet, real_set
 from networks.weights import load_flat
 
@@ -56,7 +57,7 @@ def expert_similarity(model, weights, synthetic):
 
 def initial_pairs(path, task, n):
     """The first n of the train pairs that a file names, as a coreset's indices.npy does, in its order."""
-    pairs = task.positions(read_indices(path), path)
+    pairs = task.positions(torch.from_numpy(read_indices(path)), path)
     if len(pairs) < n:
         raise UserError(f"--init_indices {path} names {len(pairs)} pairs, fewer than --num_queries {n}.")
     return pairs[:n]

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from distill_utils.evaluation.protocols import choose_epochs, summarise_students
 from distill_utils.runs.errors import Diverged, UserError
-from distill_utils.runs.files import read_json
+from distill_utils.runs.reading import read_json
 
 
 def random_baselines(draws, learned_lrs, loss_type, evaluate, run_all):

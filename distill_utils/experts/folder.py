@@ -8,7 +8,9 @@ import torch
 import yaml
 
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import locked, read_yaml, write_text
+from distill_utils.runs.locks import locked
+from distill_utils.runs.reading import read_yaml
+from distill_utils.runs.writing import write_text
 from networks.weights import TOWERS, Weights, snapshot_bytes
 
 # The keys of meta.yaml in which an expert and its student must agree -> the flag that sets them.

@@ -4,7 +4,7 @@ import torch
 
 from distill_utils.experts.folder import forgetting_files
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import load_tensors
+from distill_utils.runs.tensors import load_tensors
 
 
 class Forgetting:

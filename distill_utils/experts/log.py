@@ -3,7 +3,7 @@
 from tqdm import tqdm
 
 from distill_utils.experts.progress import Progress
-from distill_utils.runs.files import read_json
+from distill_utils.runs.reading import read_json
 
 
 def report_epochs(run, n, num_experts, epochs):

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from distill_utils.runs.errors import Diverged
-from distill_utils.runs.files import load_tensors, read_json, save_tensors, write_json
+from distill_utils.runs.reading import read_json
+from distill_utils.runs.tensors import load_tensors, save_tensors
+from distill_utils.runs.writing import write_json
 from networks.weights import Weights, snapshot, tower_parameters
 
 

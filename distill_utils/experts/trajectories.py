@@ -17,7 +17,9 @@ import torch
 
 from distill_utils.experts.folder import expert_files
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import load_tensors, locked, save_tensors, write_text
+from distill_utils.runs.locks import locked
+from distill_utils.runs.tensors import load_tensors, save_tensors
+from distill_utils.runs.writing import write_text
 from networks.weights import TOWERS, Weights, flatten, tower_parameters
 
 SHARED_START = "img_start.pt"

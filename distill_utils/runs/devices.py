@@ -1,16 +1,22 @@
 """Where a run computes and how precisely: the device, fp32, tf32 or bf16, and how much memory is in use."""
 
+import os
 from pathlib import Path
 
 import torch
 
 from distill_utils.runs.errors import UserError, first_line
+from distill_utils.runs.processes import local_rank
 
 
 def resolve_device(name):
-    """`auto`, `cpu`, or any device that torch names and that is there."""
+    """`auto` (under torchrun the GPU that it means for this process), `cpu`, or any device that torch names and
+    that is there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        name = "cuda" if local_rank() is None else f"cuda:{local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -19,7 +25,11 @@ def resolve_device(name):
     return device
 
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+def describe_device(device):
+    """What the device is: the GPU's name, or the number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device} ({os.cpu_count()} cores)"
 
 
 def set_precision(name, device):

@@ -8,12 +8,11 @@ shared groups.
 import argparse
 from pathlib import Path
 
-from data.karpathy import DATASETS
-from data.toy import SIZES, parse_sizes
-from distill_utils.runs.devices import PRECISIONS
 from distill_utils.runs.dropped import DROPPED
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import read_yaml
+from distill_utils.runs.reading import read_yaml
+
+_PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -107,84 +106,25 @@ def names(text):
     return tuple(name for name in text.split(",") if name)
 
 
-def _sizes(text):
-    """`TRAIN,VAL,TEST` as three counts."""
-    try:
-        return parse_sizes(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 # --- groups that programs share ---
 
 
-def program_parser(doc):
-    """A parser with the groups of every program that opens a task: run, data and model."""
-    parser = Parser(doc)
-    run_flags(parser)
-    data_flags(parser)
-    model_flags(parser)
-    return parser
-
-
-def run_flags(parser):
+def run_flags(parser, folder=True):
+    """folder: of a program that has one in logged_files, with curves in it."""
     add = parser.group("run")
-    add(
-        "--name",
-        str,
-        None,
-        "name of the run's folder under logged_files/<dataset>/ (default: made from what is run)",
-    )
+    if folder:
+        name = "name of the run's folder under logged_files/<dataset>/ (default: made from what is run)"
+        add("--name", str, None, name)
+        add("--wandb", ("online", "offline", "disabled"), "disabled", "where curves go besides log.jsonl")
     add("--seed", whole, 0, "every random number of the run follows from it")
     device_flag(add)
-    add("--precision", PRECISIONS, "fp32", "arithmetic of the models: fp32, tf32 (CUDA) or bf16 (autocast)")
-    add("--wandb", ("online", "offline", "disabled"), "disabled", "where curves go besides log.jsonl")
+    add("--precision", _PRECISIONS, "fp32", "arithmetic of the models: fp32, tf32 (CUDA) or bf16 (autocast)")
     config = "defaults from a file, such as a run's args.yaml; the command line wins (default: none)"
     add("--config", str, None, config, metavar="YAML")
 
 
 def device_flag(add):
     add("--device", str, "auto", "auto (a GPU where there is one), cpu, or a torch device")
-
-
-def data_flags(parser):
-    add = parser.group("data")
-    add("--dataset", sorted(DATASETS), "flickr", "which annotation files to read")
-    where = "(default: the data set's place under distill_utils/data)"
-    add(
-        "--image_root",
-        str,
-        None,
-        f"folder that the annotation files' image paths start from {where}",
-        metavar="DIR",
-    )
-    add(
-        "--ann_root",
-        str,
-        None,
-        f"folder of the annotation files of train, val and test {where}",
-        metavar="DIR",
-    )
-    add("--image_size", count, 224, "side of the square images, in pixels")
-    add("--toy_size", _sizes, SIZES, "images of the toy data set", metavar="TRAIN,VAL,TEST")
-    add("--num_workers", whole, 2, "processes that decode images")
-    add("--no_aug", bool, False, "train on plainly resized real images")
-    subset = "only these train pairs: positions in the annotation file, such as a coreset's indices.npy (default: all)"
-    add("--train_subset", str, None, subset, metavar="NPY")
-
-
-def model_flags(parser):
-    add = parser.group("model")
-    add("--image_encoder", str, "nfnet", "nfnet, or any timm name")
-    add("--text_encoder", str, "bert", "bert, toy_bert, a local folder, or a hub id")
-    add("--image_pretrained", bool, True, "start the image tower from pretrained weights")
-    add("--text_pretrained", bool, True, "load the text encoder's weights (false: random ones)")
-    add("--image_trainable", bool, True, "train the image encoder (false: a projection head on it)")
-    checkpointing = "recompute the image encoder's activations: a third more time, a fraction of the memory"
-    add("--grad_checkpointing", bool, False, checkpointing)
-    folder = "pretrained weights; looked in before the hubs"
-    add("--checkpoint_dir", str, "distill_utils/checkpoints", folder, metavar="DIR")
-    add("--temperature", positive, 0.07, "divides the logits, in training, matching and evaluation")
 
 
 def speed_flags(add):

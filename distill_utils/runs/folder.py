@@ -5,69 +5,28 @@ knows wandb.
 import html
 import json
 import os
-import platform
 import secrets
-import shlex
-import subprocess
-import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 import torch
 import yaml
 
 from distill_utils.runs import processes
-from distill_utils.runs.devices import resolve_device, set_precision
+from distill_utils.runs.devices import describe_device, resolve_device, set_precision
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import (
-    load_tensors,
-    locked,
-    read_json,
-    read_yaml,
-    remove_partial,
-    save_tensors,
-    write_json,
-    write_text,
-)
+from distill_utils.runs.locks import locked
+from distill_utils.runs.provenance import provenance
+from distill_utils.runs.reading import read_json, read_yaml
 from distill_utils.runs.seeds import derive_seed
+from distill_utils.runs.tensors import load_tensors, save_tensors
+from distill_utils.runs.writing import remove_partial, write_json, write_text
 
 # Flags that a run may change when it goes on: none of its results depends on them.
 _FREE = set(
     "Iteration save_it max_bad_steps resume resume_from device num_workers wandb path_device check_gradient "
     "image_root ann_root buffer_path checkpoint_dir".split()
 )
-
-
-def _command():
-    """What was typed after `python`, as it would be typed at the repository's root."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)
-    return shlex.join([*(["-m", module.name] if module else [Path(sys.argv[0]).name]), *sys.argv[1:]])
-
-
-def provenance(device, seed):
-    """What besides the flags a result depends on."""
-    try:
-        git = ["git", "-C", str(Path(__file__).parent)]
-        commit = subprocess.run(
-            [*git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {
-        "command": _command(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "git_commit": commit,
-        "seed": seed,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device} ({os.cpu_count()} cores)",
-        "python": platform.python_version(),
-        **{
-            package: metadata.version(package)
-            for package in ("torch", "torchvision", "timm", "transformers", "numpy")
-        },
-    }
 
 
 class Run:
@@ -89,9 +48,7 @@ class Run:
         self.program = program
         self.name = args.name or default_name
         self.directory = Path(directory) if directory else Path("logged_files") / args.dataset / self.name
-        self.device = resolve_device(
-            processes.local_device() or "auto" if args.device == "auto" else args.device
-        )
+        self.device = resolve_device(args.device)
         self.world = processes.join(self.device) if divided else processes.ALONE
         set_precision(args.precision, self.device)
         self.seed = args.seed
@@ -116,7 +73,10 @@ class Run:
             for path in (self._state_path, self._log_path, self.directory / "results.json"):
                 remove_partial(path)
                 path.unlink(missing_ok=True)
-        record = provenance(self.device, args.seed) | {"id": self.id, "processes": self.world.size}
+        record = provenance(describe_device(self.device), args.seed) | {
+            "id": self.id,
+            "processes": self.world.size,
+        }
         if self.state:  # how the run began stays, how it went on is added
             record = before | {"resumed": [*before.get("resumed", []), {"step": self.state["step"]} | record]}
         write_text(own_args, yaml.safe_dump(self._arguments | {"_run": record}, sort_keys=False))

@@ -18,7 +18,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from distill_utils.runs.errors import UserError, first_line
-from distill_utils.runs.files import write_array
+from distill_utils.runs.writing import write_array
 
 UID = np.dtype("u8,u8")
 _DIGITS = 32  # hex digits of a uid

@@ -30,8 +30,10 @@ from tqdm import tqdm
 from distill_utils.runs import processes
 from distill_utils.runs.devices import resolve_device
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import load_tensors, read_json, write_array, write_json
 from distill_utils.runs.processes import ALONE
+from distill_utils.runs.reading import read_json
+from distill_utils.runs.tensors import load_tensors
+from distill_utils.runs.writing import write_array, write_json
 from distill_utils.selection.pool import (
     UID,
     Pool,
@@ -755,5 +757,5 @@ def run_command(what, args):
     """One of the commands vas, moment and validate, in every process of a torchrun job."""
     if what == "validate":
         return validate(args)
-    device = resolve_device(processes.local_device() or "auto" if args.device == "auto" else args.device)
+    device = resolve_device(args.device)
     return {"vas": choose, "moment": compute_moment}[what](args, processes.join(device), device)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import read_json
+from distill_utils.runs.reading import read_json
 
 
 def find_checkpoint(path):

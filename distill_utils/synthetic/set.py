@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from data.transforms import CLIP_MEAN, CLIP_STD, denormalise
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import load_tensors, save_tensors
+from distill_utils.runs.tensors import load_tensors, save_tensors
 from distill_utils.synthetic.similarity import (
     FixedSimilarity,
     FullSimilarity,

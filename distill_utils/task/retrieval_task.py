@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data import build_datasets
 from data.transforms import normalise, test_transform
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import read_indices
+from distill_utils.runs.reading import read_indices
 from distill_utils.task.decoding import batches, decode, encoder_input, in_order, require_files
 from distill_utils.training.losses import identity_target
 from networks.text_encoders import TOY, build_text_encoder, embed_captions, ensure_toy_bert
@@ -89,7 +89,7 @@ class RetrievalTask:
         self.numbers = torch.arange(len(self.train))  # of the train pairs in the annotation file
         self.train_subset = None
         if train_subset:
-            self._restrict(read_indices(train_subset), train_subset)
+            self._restrict(torch.from_numpy(read_indices(train_subset)), train_subset)
 
     def _restrict(self, numbers, source):
         """Use these train pairs alone; the text encoder, whose vocabulary may come from the captions, stays

@@ -6,7 +6,7 @@ from commands import distill, long_run, read_log
 import distill_lors
 from distill_utils.distillation import from_flags
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import load_tensors
+from distill_utils.runs.tensors import load_tensors
 from distill_utils.synthetic.set import SyntheticSet
 
 

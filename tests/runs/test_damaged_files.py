@@ -14,7 +14,7 @@ from distill_utils.distillation.start import other_start
 from distill_utils.experts.trajectories import ExpertTrajectories
 from distill_utils.matching.objective import TrajectoryMatching
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import load_tensors, save_tensors
+from distill_utils.runs.tensors import load_tensors, save_tensors
 from distill_utils.synthetic.set import SyntheticSet
 
 

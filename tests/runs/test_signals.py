@@ -8,7 +8,7 @@ import pytest
 from commands import EXPERTS, EXPERTS_FOLDER, long_run, read_log, toy
 from sameness import assert_same_experts, assert_same_run
 
-from distill_utils.runs.files import load_tensors
+from distill_utils.runs.tensors import load_tensors
 
 
 @pytest.mark.parametrize("number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")])

@@ -13,7 +13,7 @@ from commands import Forker
 
 from distill_utils import coreset
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.files import save_tensors
+from distill_utils.runs.tensors import save_tensors
 from distill_utils.selection import pool, vas
 
 WIDTH = 16
