@@ -18,7 +18,7 @@ def find_checkpoint(path):
         int(match[1]) for file in path.iterdir() if (match := re.fullmatch(r"distilled_(\d+)\.pt", file.name))
     )
     if not steps:
-        raise UserError(f"--ckpt_path {path} holds no distilled_*.pt.")
+        raise UserError(f"{path} holds no distilled_*.pt.")
     step = read_json(path / "results.json", {}).get("selected_step", steps[-1])
     return path / f"distilled_{step}.pt"
 

@@ -1,8 +1,8 @@
 """The synthetic set: images, text embeddings, their similarity and the learned learning rates, in memory and
 on disk.
 
-images, texts, similarity = SyntheticSet.load("distilled_3000.pt").tensors()
-loader = SyntheticSet.load("distilled_3000.pt").loader(batch_size=128)
+images, texts, similarity = SyntheticSet.load("logged_files/toy/quickstart").tensors()
+loader = SyntheticSet.load("logged_files/toy/quickstart").loader(batch_size=128)
 """
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from data.transforms import CLIP_MEAN, CLIP_STD, denormalise
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.tensors import load_tensors, save_tensors
+from distill_utils.synthetic.checkpoint import find_checkpoint
 from distill_utils.synthetic.similarity import (
     FixedSimilarity,
     FullSimilarity,
@@ -108,8 +109,11 @@ class SyntheticSet(nn.Module):
     def load(cls, path):
         """A set that this project or the reference wrote (a bare dict without `meta`: its S is then a full
         matrix).
+
+        path: a file, or a run's folder, whose set chosen on val it is. UserError if there is none.
         """
-        return cls.from_saved(load_tensors(path), path)
+        file = find_checkpoint(path)
+        return cls.from_saved(load_tensors(file), file)
 
     @classmethod
     def from_saved(cls, saved, path):

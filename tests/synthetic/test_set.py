@@ -84,6 +84,21 @@ def test_two_lines_to_tensors_and_to_a_loader(tmp_path):
     assert sorted(shuffled[:, 0].tolist()) == sorted(texts[:, 0].tolist())
 
 
+def test_a_runs_folder_gives_the_set_chosen_on_val(tmp_path):
+    def number(source):
+        return SyntheticSet.load(source).meta["step"]
+
+    with pytest.raises(UserError, match=f"{tmp_path} holds no distilled_"):
+        SyntheticSet.load(tmp_path)
+    for step in (0, 50, 100):
+        synthetic = make()
+        synthetic.meta["step"] = step
+        synthetic.save(tmp_path / f"distilled_{step}.pt")
+    assert number(tmp_path) == number(str(tmp_path)) == 100  # nothing was evaluated: the last
+    (tmp_path / "results.json").write_text('{"selected_step": 50}')
+    assert number(tmp_path) == 50 and number(tmp_path / "distilled_0.pt") == 0
+
+
 def test_pixels_undo_the_normalisation():
     synthetic = make()
     pixels = synthetic.pixels()
