@@ -1,5 +1,8 @@
 """Coresets: real pairs chosen greedily, by a ranking, or by clusters of their features."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -115,43 +118,73 @@ def by_vas(features, n, *, fraction=1.0, rounds=None, unique_images=True):
     return pool[vas.vas_scores(embeddings, moment).argsort(descending=True, stable=True)[:n]].tolist()
 
 
+class Asked(NamedTuple):
+    """What a method of CORESETS is asked for: `n` pairs of all train pairs, whose images are `image_index`
+    (LongTensor [P]), of different images if `unique_images`.
+
+    features() -> PairFeatures and forgetting() -> (events [P], learned [P]) are called where a method needs
+    them; `fraction` and `rounds` are VAS's. Random numbers come from `generator`.
+    """
+
+    n: int
+    image_index: torch.Tensor
+    unique_images: bool
+    generator: torch.Generator
+    features: Callable
+    forgetting: Callable
+    fraction: float
+    rounds: int
+
+
+def _at_random(asked):
+    order = torch.randperm(len(asked.image_index), generator=asked.generator)
+    return take(order, asked.image_index, asked.n, asked.unique_images)
+
+
+def _by_k_means(asked):
+    seed = int(torch.randint(1 << 31, (), generator=asked.generator))
+    return k_means(asked.features(), asked.n, seed, asked.unique_images)
+
+
+def _by_forgetting(asked):
+    events, learned = asked.forgetting()
+    return most_forgotten(events, learned, asked.n, asked.image_index, asked.generator, asked.unique_images)
+
+
+def _by_clip(asked):
+    features = asked.features()
+    ranking = features.clip_scores().argsort(descending=True, stable=True)
+    return take(ranking, features.image_index, asked.n, asked.unique_images)
+
+
+def _by_vas(asked, rounds=None):
+    cut = {"fraction": asked.fraction, "rounds": rounds, "unique_images": asked.unique_images}
+    return by_vas(asked.features(), asked.n, **cut)
+
+
+# Each is called with what is Asked, and gives a list of n positions among the train pairs.
+CORESETS = {
+    "random": _at_random,
+    "herding": lambda asked: herding(asked.features(), asked.n, asked.unique_images),
+    "k-center": lambda asked: k_center(asked.features(), asked.n, asked.unique_images),
+    "k-means": _by_k_means,
+    "forgetting": _by_forgetting,
+    "clip": _by_clip,
+    "vas": _by_vas,
+    "vas_d": lambda asked: _by_vas(asked, asked.rounds),
+}
+
+
 def select(
     method, task, n, generator, *, features=None, forgetting=None, unique_images=True, fraction=1.0, rounds=10
 ):
-    """LongTensor [n] of the train pairs that `method`, one of CORESETS, chooses; of n different images if
-    `unique_images`.
-
-    features() -> PairFeatures and forgetting() -> (events, learned) are called where a method needs them.
-    """
-    most = len(task.train.image_paths) if unique_images else len(task.train)
+    """LongTensor [n] of the train pairs that `method`, one of CORESETS, chooses; the rest is as Asked."""
+    most, what = len(task.train), "train pairs"
+    if unique_images:
+        most, what = len(task.train.image_paths), "train images"
     if n > most:
-        raise UserError(
-            f"--num_queries {n} asks for more pairs than the {most} {'train images' if unique_images else 'train pairs'} of {task.dataset}."
-        )
-    seed = int(torch.randint(1 << 31, (), generator=generator)) if method == "k-means" else None
-    choices = {
-        "random": lambda: take(
-            torch.randperm(len(task.train), generator=generator), task.train.image_index, n, unique_images
-        ),
-        "herding": lambda: herding(features(), n, unique_images),
-        "k-center": lambda: k_center(features(), n, unique_images),
-        "k-means": lambda: k_means(features(), n, seed, unique_images),
-        "forgetting": lambda: most_forgotten(
-            *forgetting(), n, task.train.image_index, generator, unique_images
-        ),
-        "clip": lambda: _by_clip(features(), n, unique_images),
-        "vas": lambda: by_vas(features(), n, fraction=fraction, unique_images=unique_images),
-        "vas_d": lambda: by_vas(features(), n, fraction=fraction, rounds=rounds, unique_images=unique_images),
-    }
-    if method not in choices:
-        raise UserError(f"Coreset method {method!r} is unknown: expected one of {', '.join(choices)}.")
-    return torch.tensor(choices[method]())
-
-
-def _by_clip(features, n, unique_images):
-    return take(
-        features.clip_scores().argsort(descending=True, stable=True), features.image_index, n, unique_images
-    )
-
-
-CORESETS = ("random", "herding", "k-center", "k-means", "forgetting", "clip", "vas", "vas_d")
+        raise UserError(f"--num_queries {n} asks for more pairs than the {most} {what} of {task.dataset}.")
+    if method not in CORESETS:
+        raise UserError(f"Coreset method {method!r} is unknown: expected one of {', '.join(CORESETS)}.")
+    asked = Asked(n, task.train.image_index, unique_images, generator, features, forgetting, fraction, rounds)
+    return torch.tensor(CORESETS[method](asked))
