@@ -10,7 +10,6 @@ that says what they are:
 """
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -18,104 +17,24 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-from PIL import Image
 from safetensors.torch import save_file
 
-from distill_utils.evaluation.protocols import METRICS, PROTOCOLS
+from distill_utils.pages.card import card
+from distill_utils.pages.images import encode, to_picture
+from distill_utils.pages.inputs import read_nearest, read_results, set_rows, source_captions
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.reading import read_json
 from distill_utils.runs.signals import run_program
 from distill_utils.runs.writing import atomic_path, write_json, write_text
 from distill_utils.synthetic.checkpoint import find_checkpoint
 from distill_utils.synthetic.set import SyntheticSet
 
-_CARD = """---
-license: other
-license_name: {licence}
-tags: [dataset-distillation, image-text]
----
 
-# {pairs} distilled image-text pairs
-
-{facts}
-## Recall on the test split, in percent
-
-Fresh students trained on the set, mean and standard deviation over n of them. `val`: at the epoch that is best on the validation split;
-`last`: at the last epoch; `best`: at the best test epoch, which selects on the test split.
-
-{table}
-## How to train on it
-
-SGD with momentum .9 and weight decay 5e-4 at the learning rates above, x 0.1 at half time. A batch is (images[ids], texts[ids],
-similarity[ids][:, ids]); the loss takes the logits and that block of the similarity.
-"""
-_ROWS = {
-    "random": "random real pairs, InfoNCE",
-    "random_same_loss": "random real pairs, the set's loss",
-    "distilled": "this set",
-    "full": "full data",
-}
-
-
-def png_bytes(pixels):
-    """PNG of pixels [3, H, W] in [0, 1], rounded to 8 bits."""
-    buffer = io.BytesIO()
-    Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def describe_pairs(synthetic, folder):
-    """Per pair {"nearest_captions", "source_caption"}: the nearest real captions that the run noted for this
-    very step, if it did.
-    """
-    noted = read_json(folder / "nearest.json", {})
-    same = noted.get("step") == synthetic.meta.get("step") and len(noted.get("captions", [])) == len(
-        synthetic
-    )
-    nearest = noted["captions"] if same else [[] for _ in range(len(synthetic))]
-    sources = synthetic.meta.get("source_captions") or [None] * len(synthetic)
+def describe_pairs(nearest, sources, count):
+    """Per pair {"nearest_captions", "source_caption"}, as far as they are known."""
     return [
         {"nearest_captions": [one["caption"] for one in near], "source_caption": source}
-        for near, source in zip(nearest, sources)
+        for near, source in zip(nearest or [[]] * count, sources or [None] * count)
     ]
-
-
-def results_table(results):
-    """The rows that evaluate left in results.json, by every protocol, as Markdown; an empty string where
-    there are none.
-    """
-    lines = [
-        f"| {label}, {protocol} | "
-        + " | ".join(f"{cell['mean']:.1f} ± {cell['std']:.1f}" for cell in cells)
-        + f" | {cells[0]['n']} |"
-        for row, label in _ROWS.items()
-        if row in results
-        for protocol in PROTOCOLS
-        for cells in [[results[row]["protocols"][protocol][key] for key in METRICS]]
-    ]
-    header = f"| students, epoch chosen by | {' | '.join(METRICS)} | n |\n|{'---|' * (len(METRICS) + 2)}\n"
-    return header + "\n".join(lines) + "\n" if lines else ""
-
-
-def card(synthetic, path, results, licence):
-    """The model card, Markdown with the front matter of the Hugging Face hub."""
-    meta = synthetic.meta
-    facts = {
-        "pairs": len(synthetic),
-        "outer steps": meta.get("step", "unknown"),
-        "distilled from": meta.get("dataset", "unknown"),
-        "image encoder of the experts": meta.get("image_encoder", "unknown"),
-        "text encoder": meta.get("text_encoder", "unknown"),
-        "loss of the students": f"{meta.get('loss', 'unknown')}, temperature {meta.get('temperature', 'unknown')}",
-        "learning rates (image, text)": f"{synthetic.lr_img.item():.6g}, {synthetic.lr_txt.item():.6g}",
-        "similarity": synthetic.similarity.kind,
-        "images": f"float32 {list(synthetic.images.shape)}, normalised by mean {meta['mean']} and std {meta['std']}: pixels = image * std + mean",
-        "texts": f"float32 {list(synthetic.texts.shape)}, embeddings of the text encoder, not normalised",
-        "file": path.name,
-    }
-    table = results_table(results) or "The set was not evaluated when it was exported.\n"
-    listed = "".join(f"- **{key}**: {value}\n" for key, value in facts.items())
-    return _CARD.format(licence=json.dumps(licence), pairs=len(synthetic), facts=listed, table=table)
 
 
 def exact_tensors(synthetic):
@@ -142,7 +61,7 @@ def export_safetensors(synthetic, out, pairs, text):
 def export_folder(synthetic, out, pairs, text):
     for number, pixels in enumerate(synthetic.pixels()):
         with atomic_path(out / f"images/{number:05d}.png") as partial:
-            partial.write_bytes(png_bytes(pixels))
+            partial.write_bytes(encode(to_picture(pixels)))
     with atomic_path(out / "tensors.safetensors") as partial:
         save_file(exact_tensors(synthetic), partial)
     write_json(out / "pairs.json", [{"image": f"images/{n:05d}.png"} | pair for n, pair in enumerate(pairs)])
@@ -158,7 +77,7 @@ def export_parquet(synthetic, out, pairs, text):
         return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat.flatten().numpy()), flat.shape[1])
 
     columns = {
-        "png": pyarrow.array([png_bytes(pixels) for pixels in synthetic.pixels()]),
+        "png": pyarrow.array([encode(to_picture(pixels)) for pixels in synthetic.pixels()]),
         "image": rows(tensors["images"]),
         "text": rows(tensors["texts"]),
         "similarity": rows(tensors["similarity"]),
@@ -206,14 +125,13 @@ def main(argv=None):
     path, out = find_checkpoint(args.ckpt_path), Path(args.out)
     if out.exists():
         raise UserError(f"--out {out} exists already: give a new path, nothing is overwritten.")
-    synthetic = SyntheticSet.load(path)
-    licence = (
-        args.licence
-        or f"that of {synthetic.meta.get('dataset', 'the data set it was distilled from')} applies"
-    )
-    text = card(synthetic, path, read_json(path.parent / "results.json", {}), licence)
-    FORMS[args.to](synthetic, out, describe_pairs(synthetic, path.parent), text)
-    print(f"{len(synthetic)} pairs in {out}")
+    synthetic, notes = SyntheticSet.load(path), []
+    step, count = synthetic.meta.get("step"), len(synthetic)
+    rows = set_rows(read_results(path.parent), step, notes)
+    nearest = read_nearest(path.parent, step, count, notes)
+    pairs = describe_pairs(nearest, source_captions(synthetic, notes), count)
+    FORMS[args.to](synthetic, out, pairs, card(synthetic, path, rows, args.licence))
+    print("\n".join([f"{count} pairs in {out}", *notes]))
     return out
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distill_utils import export
+from distill_utils.evaluation.protocols import METRICS, PROTOCOLS
 from distill_utils.runs.errors import UserError
 from distill_utils.synthetic.set import SyntheticSet
 from distill_utils.synthetic.similarity import build_similarity
@@ -51,7 +52,7 @@ def run(tmp_path):
         json.dumps({"step": 7, "captions": [[{"caption": f"near {n}", "cosine": 0.5}] for n in range(5)]})
     )
     cell = {"mean": 12.34, "std": 1.0, "n": 3}
-    row = {"protocols": {protocol: dict.fromkeys(export.METRICS, cell) for protocol in export.PROTOCOLS}}
+    row = {"protocols": {protocol: dict.fromkeys(METRICS, cell) for protocol in PROTOCOLS}}
     (folder / "results.json").write_text(json.dumps({"selected_step": 7, "distilled": row}))
     return folder
 

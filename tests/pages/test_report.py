@@ -1,4 +1,4 @@
-"""The report page: escaped, self-contained, whole when parts are missing, right in a real browser."""
+"""The report page: self-contained, whole with parts of the run missing, and right in a real browser."""
 
 import base64
 import io
@@ -11,14 +11,22 @@ import yaml
 from commands import browse
 from PIL import Image
 
+from distill_utils import report
+from distill_utils.pages.figures import write_figures
+from distill_utils.pages.images import image_uri, similarity_image
+from distill_utils.pages.inputs import open_run
 from distill_utils.pages.nearest import nearest_captions
-from distill_utils.report import image_uri, similarity_image, strongest_pairs, write_figures, write_report
+from distill_utils.pages.page import strongest_pairs
 from distill_utils.runs.errors import UserError
 from distill_utils.synthetic.set import SyntheticSet
 from distill_utils.synthetic.similarity import FullSimilarity
 
 EVIL = '<script>document.title="taken"</script> & "dogs"'
 URI = re.compile(r'src="(data:image/(?:png|jpeg);base64,[^"]+)"')
+
+
+def write_report(folder):
+    return report.main([str(folder)])
 
 
 def write_run(folder, n=5):
@@ -184,7 +192,7 @@ def test_a_run_that_was_not_evaluated_shows_its_own_students(tmp_path):
 
 def test_figures_for_a_paper(tmp_path):
     write_run(tmp_path)
-    paths = write_figures(tmp_path)
+    paths = write_figures(open_run(tmp_path))
     assert [path.stem for path in paths] == [
         "recall",
         "matching_loss",
