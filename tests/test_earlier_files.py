@@ -20,7 +20,7 @@ import buffer
 import distill_lors
 from distill_utils import coreset, evaluate, report
 from distill_utils.experts.trajectories import ExpertTrajectories
-from distill_utils.runs.files import load_tensors
+from distill_utils.runs.tensors import load_tensors
 from distill_utils.synthetic.set import SyntheticSet
 
 FILES = Path(__file__).parent / "fixtures/before_rooms"
