@@ -16,6 +16,7 @@ from distill_utils.distillation.from_flags import (
     require_flags_that_combine,
 )
 from distill_utils.distillation.optimizer import LEARNABLE, learnable
+from distill_utils.distillation.recording import is_finished
 from distill_utils.distillation.seeds import distill_seeds
 from distill_utils.matching.derivatives import DERIVATIVES
 from distill_utils.matching.gradient import GRADIENTS
@@ -24,6 +25,7 @@ from distill_utils.runs.flags import count, non_negative, positive, whole
 from distill_utils.runs.folder import Run
 from distill_utils.runs.seeds import generator
 from distill_utils.runs.signals import run_program
+from distill_utils.synthetic.similarity import SIM_TYPES
 from distill_utils.task.flags import program_parser
 from distill_utils.task.from_flags import made_with, model_maker, open_task
 from distill_utils.training.losses import LOSSES
@@ -31,7 +33,6 @@ from distill_utils.training.losses import LOSSES
 
 def make_parser():
     parser = program_parser(__doc__)
-
     add = parser.group("synthetic set")
     flags.buffer_path_flag(add)
     add("--num_queries", count, 99, "pairs in the synthetic set")
@@ -39,21 +40,38 @@ def make_parser():
         "--init_indices",
         str,
         None,
-        "train pairs to begin with, as in a coreset's indices.npy (default: random ones)",
+        "train pairs to begin with, in a .npy (default: random ones)",
         metavar="NPY",
     )
     add("--pix_init", ("real", "noise"), "real", "initial images")
     add("--txt_init", ("real", "noise"), "real", "initial text embeddings")
-    add(
-        "--sim_type",
-        ("lowrank", "full", "identity", "expert"),
-        "lowrank",
-        "similarity S; expert: an expert's, not learned",
-    )
+    add("--sim_type", SIM_TYPES, "lowrank", "similarity S; expert: an expert's, not learned")
     add("--sim_rank", count, 10, "rank r of S = diag(w) + alpha / r * L R^T")
     add("--alpha", positive, 3.0, "weight of the low-rank part of S")
     add("--learn", learnable, LEARNABLE, "what the outer step changes", metavar="NAME,...")
+    matching_flags(parser)
+    optimiser_flags(parser)
+    add = flags.student_flags(parser)
+    add("--eval_it", count, 50, "outer steps between evaluations, each of which saves the set")
+    add("--num_eval_during", count, 2, "students of an evaluation before the last, at most --num_eval")
+    add("--measurements", count, 5, "times that a student before the last evaluation is measured")
+    add("--eval_test", bool, False, "measure test at every evaluation, as published, not at the end alone")
+    add("--num_seeds", count, 1, "whole distillations, each a run of its own: NAME_seed0, NAME_seed1, ...")
+    add = parser.group("going on")
+    add("--save_it", count, 50, "outer steps between states saved (at evaluations and signals too)")
+    add("--resume", ("auto", "never"), "auto", "auto: the same command goes on where its run was stopped")
+    flags.fresh_flag(parser)
+    add(
+        "--resume_from",
+        str,
+        None,
+        "begin with another run's folder, state or set (default: real pairs)",
+        metavar="PATH",
+    )
+    return parser
 
+
+def matching_flags(parser):
     add = parser.group("matching")
     add("--Iteration", count, 3000, "outer steps")
     add("--syn_steps", count, 8, "inner steps T of the student")
@@ -64,15 +82,11 @@ def make_parser():
     add("--merge_loss_branches", bool, False, "one normalised distance for both towers, not the sum of two")
     add("--gradient", GRADIENTS, "truncated", "exact gradient of the unroll, or TESLA's")
     add("--second_order", DERIVATIVES, "finite", "how the second derivative is taken")
-    add(
-        "--check_gradient",
-        whole,
-        0,
-        "every K outer steps, compare the gradient with --second_order forward",
-        metavar="K",
-    )
+    add("--check_gradient", whole, 0, "every K outer steps, compare with --second_order forward", metavar="K")
     flags.speed_flags(add)
 
+
+def optimiser_flags(parser):
     add = parser.group("outer optimiser (SGD)")
     add("--lr_img", non_negative, 100.0, "step size of the images")
     add("--lr_txt", non_negative, 100.0, "step size of the text embeddings")
@@ -85,29 +99,7 @@ def make_parser():
     add("--momentum_sim", non_negative, 0.5, "momentum of the similarity")
     add("--clamp_lr", positive, 1e-3, "the learned learning rates never fall below this")
     add("--max_lr", positive, 10.0, "nor rise above this")
-    add(
-        "--max_bad_steps",
-        count,
-        5,
-        "steps in a row without a finite gradient before the last good set is restored",
-    )
-
-    add = flags.student_flags(parser)
-    add("--eval_it", count, 50, "outer steps between evaluations, each of which saves the set")
-    add("--num_seeds", count, 1, "whole distillations, each in a run of its own: NAME_seed0, NAME_seed1, ...")
-
-    add = parser.group("going on")
-    add(
-        "--save_it",
-        count,
-        50,
-        "outer steps between states saved (also at every evaluation, SIGTERM and SIGINT)",
-    )
-    add("--resume", ("auto", "never"), "auto", "auto: the same command goes on where its run was stopped")
-    flags.fresh_flag(parser)
-    where = "begin with the state of this run's folder or state.pt, or with this distilled_*.pt (default: real pairs)"
-    add("--resume_from", str, None, where, metavar="PATH")
-    return parser
+    add("--max_bad_steps", count, 5, "steps without a finite gradient before the last good set is restored")
 
 
 def main(argv=None):
@@ -118,7 +110,7 @@ def main(argv=None):
     if args.num_seeds > 1:
         return distill_seeds(main, argv, args.name or name, range(args.seed, args.seed + args.num_seeds))
     run = Run(args, "distill", default_name=name, resume=args.resume == "auto", divided=True)
-    if run.state and run.state["step"] >= args.Iteration and run.state.get("unlogged") is None:
+    if is_finished(run.state, args.Iteration):
         done = f"{run.directory} already has its {run.state['step']} outer steps"
         print(f"{done}: --Iteration for more, --fresh to begin anew.")
         return run.directory
@@ -138,13 +130,12 @@ def main(argv=None):
         recorder.record()  # the set that it begins with
         while loop.step < args.Iteration:  # Algorithm 1
             draws = generator(args.seed, "step", loop.step + 1)
-            outcome = objective(
-                synthetic, loop.step + 1, draws
-            )  # start and target of an expert, T inner steps: fills .grad
-            loop.update(
-                outcome
-            )  # SGD on images, texts, S and the learned rates; what is not finite is skipped
-            recorder.record()  # the log; at its time an evaluation and a state
+            # An expert's start and target, T inner steps of the student: fills .grad of everything learned.
+            outcome = objective(synthetic, loop.step + 1, draws)
+            # SGD on images, texts, S and the learned rates; a step that is not finite is skipped.
+            loop.update(outcome)
+            # The log; at its time an evaluation and a state to go on from.
+            recorder.record()
     recorder.say_what_came_out()
     run.finish()
     return run.directory

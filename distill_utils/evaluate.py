@@ -1,11 +1,15 @@
-"""Fresh students on a synthetic set, and their recall: `python -m distill_utils.evaluate --dataset toy
---ckpt_path RUN_OR_FILE ...`.
+"""Fresh students on a synthetic set, and their recall: `python -m distill_utils.evaluate --ckpt_path
+RUN_OR_FILE`.
+
+Data set, encoders, image size, temperature and loss are those of the set; another --dataset is a transfer to
+it.
 """
 
 import sys
 from functools import partial
 
-from distill_utils.evaluation.baselines import experts_row, random_baselines
+from distill_utils.evaluation.baselines import RATES, at_best_rates, experts_row, random_baseline
+from distill_utils.evaluation.from_flags import ask_the_set
 from distill_utils.evaluation.protocols import METRICS
 from distill_utils.evaluation.students import evaluate_synthetic_set
 from distill_utils.evaluation.tables import format_breakdown, format_table
@@ -24,7 +28,9 @@ from distill_utils.training.losses import LOSSES
 
 def make_parser():
     parser = program_parser(__doc__)
-    flags.student_flags(parser)
+    add = flags.student_flags(parser)
+    what = "learning rates that real pairs choose from on val"
+    add("--rates", flags.rates, RATES, what, metavar="RATE,...")
     flags.set_flags(parser, LOSSES)
     add = parser.group("beside it")
     add("--baselines", bool, False, "also train random real pairs, as many, and quote the experts")
@@ -40,13 +46,17 @@ def make_parser():
 
 def main(argv=None):
     """{row: result} of the set and of what was asked for beside it."""
-    args = flags.parse(make_parser(), argv)
+    args, given = flags.parse_given(make_parser(), argv)
     path = find_checkpoint(args.ckpt_path)
     synthetic = SyntheticSet.load(path)
+    ask_the_set(args, given, synthetic, path)
+    loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
     run = Run(args, "evaluate", default_name=path.parent.name, directory=path.parent, divided=True)
+    full = experts_row(experts_folder(args)) if args.baselines else None
+    if args.baselines and not full and run.world.first:
+        print(f"{experts_folder(args)} holds no results of experts: the row of the full data is left out.")
     task = open_task(args, run.device)
     require_fits(synthetic, task, path)
-    loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
 
     evaluate = partial(
         evaluate_synthetic_set,
@@ -58,44 +68,70 @@ def main(argv=None):
         device=run.device,
         precision=args.precision,
     )
-
-    def evaluate_draw(pairs, number, loss, lrs):
-        return evaluate(
-            pairs, num_eval=1, loss_type=loss, lrs=lrs, seed=derive_seed(args.seed, "random", number)
-        )
-
-    run_all = partial(run.world.map, device=run.device)
-
+    rates = [(rate, rate) for rate in args.rates]
+    if "coreset" not in synthetic.meta:  # whose rates nobody learned
+        rates.append((synthetic.lr_img.item(), synthetic.lr_txt.item()))
+    about = {"file": path.name, "dataset": args.dataset, "distilled_from": synthetic.meta.get("dataset")}
+    about |= {
+        key: getattr(args, key) for key in ("image_encoder", "text_encoder", "image_size", "image_trainable")
+    }
     rows = {}
+
+    def keep(name, row):
+        rows[name] = row | about
+        run.update_results({name: rows[name]})  # at once: what is done stays whatever comes after
+
+    keep("distilled", _evaluate_set(args, run, synthetic, evaluate, loss_type, rates))
     if args.baselines:
-        numbers = generator(args.seed, "coreset")
-        draws = [
-            real_set(task, select("random", task, len(synthetic), numbers), {}) for _ in range(args.num_eval)
-        ]
-        learned = synthetic.lr_img.item(), synthetic.lr_txt.item()
-        rows |= random_baselines(draws, learned, loss_type, evaluate_draw, run_all)
-    rows["distilled"] = evaluate(
-        synthetic,
-        num_eval=args.num_eval,
-        loss_type=loss_type,
-        seed=derive_seed(args.seed, "evaluate"),
-        breakdown=args.breakdown,
-        world=run.world,
-    )
-    rows["distilled"] |= {"file": path.name}
-    if args.baselines:
-        rows["full"] = experts_row(experts_folder(args))
-    run.update_results(rows)
+        for name, loss in (("random", "InfoNCE"), ("random_same_loss", loss_type)):
+            same = rows.get("random") if loss == "InfoNCE" and name != "random" else None
+            keep(name, same or _evaluate_random(args, run, synthetic, task, evaluate, loss, rates))
+    if full:
+        keep("full", full)
     values = {f"Evaluate/{row}/{key}": result[key]["mean"] for row, result in rows.items() for key in METRICS}
     run.log(synthetic.meta.get("step", 0), values)
     run.finish()
     if run.world.first:
-        print(f"{path}: {len(synthetic)} pairs, test recall in %, epoch chosen on val")
-        print(format_table(rows))
-        if args.breakdown:
-            print("\ndistilled, by kind of query (text to image, image to text)")
-            print(format_breakdown(rows["distilled"]["breakdown"]))
+        _tell(path, synthetic, rows, args)
     return rows
+
+
+def _evaluate_set(args, run, synthetic, evaluate, loss_type, rates):
+    """Of a distilled set at its learned rates, of a coreset at those that are best on val."""
+    seed = derive_seed(args.seed, "evaluate")
+    own = {"num_eval": args.num_eval, "breakdown": args.breakdown, "world": run.world}
+    students = partial(evaluate, synthetic, loss_type=loss_type, seed=seed, **own)
+    if "coreset" not in synthetic.meta:
+        return students()
+    return at_best_rates(lambda lrs: students(lrs=lrs), rates, f"this coreset, {loss_type}")
+
+
+def _evaluate_random(args, run, synthetic, task, evaluate, loss_type, rates):
+    """Every student on its own draw of as many pairs as the set has."""
+    numbers = generator(args.seed, "coreset")
+    draws = [
+        real_set(task, select("random", task, len(synthetic), numbers), {}) for _ in range(args.num_eval)
+    ]
+
+    def one(pairs, number, loss_type, lrs):
+        return evaluate(
+            pairs, num_eval=1, loss_type=loss_type, lrs=lrs, seed=derive_seed(args.seed, "random", number)
+        )
+
+    return random_baseline(draws, loss_type, rates, one, partial(run.world.map, device=run.device))
+
+
+def _tell(path, synthetic, rows, args):
+    made_from = synthetic.meta.get("dataset")
+    transfer = made_from not in (None, args.dataset)
+    where = f", distilled from {made_from}, on {args.dataset}" if transfer else ""
+    print(f"{path}: {len(synthetic)} pairs{where}")
+    print("test recall in %, epoch chosen on val, as are the learning rates of real pairs")
+    order = ("random", "random_same_loss", "distilled", "full")
+    print(format_table({name: rows[name] for name in order if name in rows}))
+    if args.breakdown:
+        print("\ndistilled, by kind of query (text to image, image to text)")
+        print(format_breakdown(rows["distilled"]["breakdown"]))
 
 
 if __name__ == "__main__":

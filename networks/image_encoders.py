@@ -38,7 +38,7 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
     from_hub = pretrained and not checkpoint.exists()
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPUs' generators too
             model = _create(timm_name, pretrained=from_hub, **options)
     except (OSError, RuntimeError) as error:
         if not from_hub:

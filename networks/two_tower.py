@@ -57,21 +57,15 @@ class TwoTower(nn.Module):
 
     def encode_images(self, images):
         if images.dim() == 4:
-            images = images.contiguous(
-                memory_format=torch.channels_last
-            )  # the layout that convolutions are fastest in
+            # The layout that convolutions are fastest in.
+            images = images.contiguous(memory_format=torch.channels_last)
         return F.normalize(self.image_encoder(images), dim=-1)
 
     @property
     def frozen_encoder(self):
-        """The part of the image tower that is the same in every student, images to features; None where all
-        of it is trained.
-        """
-        first = (
-            self.image_encoder[0]
-            if isinstance(self.image_encoder, nn.Sequential) and len(self.image_encoder)
-            else None
-        )
+        """The part of the image tower that all students share, images to features; None where all of it trains."""
+        tower = self.image_encoder
+        first = tower[0] if isinstance(tower, nn.Sequential) and len(tower) else None
         return first if isinstance(first, FrozenEncoder) else None
 
     def encode_texts(self, texts):
@@ -81,22 +75,33 @@ class TwoTower(nn.Module):
         return self.encode_images(images), self.encode_texts(texts)
 
 
-def build_model(
-    image_encoder, text_dim, *, pretrained, checkpoint_dir, trainable=True, grad_checkpointing=False
-):
-    """A student: the named image encoder and a fresh head for text embeddings of `text_dim`.
+def build_encoder(name, *, pretrained, checkpoint_dir, grad_checkpointing=False):
+    """A timm encoder, images to features; `grad_checkpointing` keeps few activations and recomputes the rest."""
+    encoder = build_image_encoder(name, pretrained, checkpoint_dir)
+    if grad_checkpointing:
+        enable_checkpointing(encoder, name)
+    return encoder
+
+
+def join(encoder, text_dim, *, trainable=True):
+    """A student of an encoder, which it takes as its own, and a fresh head for text embeddings of `text_dim`.
 
     With `trainable=False` the encoder is frozen and the image tower trains a projection head on its features.
-    `grad_checkpointing` keeps few activations of the encoder for the backward pass and recomputes the rest.
     """
-    encoder = build_image_encoder(image_encoder, pretrained, checkpoint_dir)
-    if grad_checkpointing:
-        enable_checkpointing(encoder, image_encoder)
-    width = encoder.num_features
-    if hasattr(
-        encoder, "head_hidden_size"
-    ):  # timm: the pooled width where it differs from that of the feature map
-        width = encoder.head_hidden_size
+    # timm: head_hidden_size is the pooled width where it differs from that of the feature map.
+    width = getattr(encoder, "head_hidden_size", encoder.num_features)
     if not trainable:
         encoder = nn.Sequential(FrozenEncoder(encoder), ProjectionHead(width, width))
     return TwoTower(encoder, ProjectionHead(text_dim, width))
+
+
+def build_model(
+    image_encoder, text_dim, *, pretrained, checkpoint_dir, trainable=True, grad_checkpointing=False
+):
+    """A student with an image encoder of its own: `join` of `build_encoder`."""
+    options = {
+        "pretrained": pretrained,
+        "checkpoint_dir": checkpoint_dir,
+        "grad_checkpointing": grad_checkpointing,
+    }
+    return join(build_encoder(image_encoder, **options), text_dim, trainable=trainable)

@@ -9,4 +9,5 @@ exec $LAUNCH distill_lors.py --dataset flickr --image_encoder nfnet --text_encod
     --momentum_syn 0.5 --momentum_lr 0.5 --momentum_sim 0.5 --clamp_lr 0.001 --max_lr 10 \
     --loss_type WBCE --sim_type lowrank --sim_rank 20 --alpha 0.01 --temperature 0.07 \
     --pix_init real --txt_init real --gradient truncated --second_order finite \
-    --Iteration 3000 --eval_it 300 --num_eval 5 --epoch_eval_train 100 --batch_eval 128 --seed 0 "$@"
+    --Iteration 3000 --eval_it 300 --num_eval 5 --num_eval_during 2 --measurements 5 \
+    --epoch_eval_train 100 --batch_eval 128 --seed 0 "$@"

@@ -25,16 +25,13 @@ from distill_utils.training.losses import LOSSES
 
 def require_flags_that_combine(args):
     if args.mini_batch_size > args.num_queries:
+        size = f"--mini_batch_size {args.mini_batch_size}"
+        raise UserError(f"{size} is more than the --num_queries {args.num_queries} pairs there are.")
+    how = {key: getattr(args, key) for key in ("precision", "compile", "grad_checkpointing")}
+    require_combination(args.second_order, **how)
+    if args.check_gradient and args.grad_checkpointing:
         raise UserError(
-            f"--mini_batch_size {args.mini_batch_size} is more than the --num_queries {args.num_queries} pairs there are."
-        )
-    checkpointed = args.grad_checkpointing
-    require_combination(
-        args.second_order, precision=args.precision, compile=args.compile, grad_checkpointing=checkpointed
-    )
-    if args.check_gradient and checkpointed:
-        raise UserError(
-            "--check_gradient takes the exact gradient by --second_order forward, which does not go with --grad_checkpointing."
+            "--check_gradient takes second derivatives, which do not go with --grad_checkpointing."
         )
     if args.max_lr < args.clamp_lr:
         raise UserError(f"--max_lr {args.max_lr} is below --clamp_lr {args.clamp_lr}.")
@@ -143,7 +140,6 @@ def open_loop(args, run, synthetic, objective, state, task, make_model):
         evaluate_synthetic_set,
         task=task,
         make_model=make_model,
-        num_eval=args.num_eval,
         epochs=args.epoch_eval_train,
         batch_size=args.batch_eval,
         loss_type=args.loss_type,
@@ -153,5 +149,13 @@ def open_loop(args, run, synthetic, objective, state, task, make_model):
         precision=args.precision,
         world=run.world,
     )
+    look = partial(
+        evaluate,
+        num_eval=min(args.num_eval_during, args.num_eval),
+        measurements=args.measurements,
+        splits=("val", "test") if args.eval_test else ("val",),
+    )
+    test = partial(evaluate, num_eval=args.num_eval)
+    known = {"evaluations": evaluations, "tested": state.get("tested") if state else None}
     times = {"last_step": args.Iteration, "eval_it": args.eval_it, "save_it": args.save_it}
-    return loop, Recorder(run, loop, task, evaluate, evaluations, **times)
+    return loop, Recorder(run, loop, task, look, test, **known, **times)

@@ -95,10 +95,9 @@ class OuterLoop:
             tqdm.write(f"{reason}; the step is skipped")
             return values
         if self.restores == _MAX_RESTORES or self.last_good is None:
-            raise UserError(
-                f"{reason}, {self.bad_steps} times in a row and after {self.restores} restarts from a good set: "
-                "lower --lr_img, --lr_txt, --lr_sim or --lr_lr. All that was saved is whole."
-            )
+            often = f"{self.bad_steps} times in a row and after {self.restores} restarts from a good set"
+            hint = "lower --lr_img, --lr_txt, --lr_sim or --lr_lr. All that was saved is whole."
+            raise UserError(f"{reason}, {often}: {hint}")
         good = self.last_good()
         with torch.no_grad():
             for parameter, value in zip(self.synthetic.parameters(), good.parameters()):
@@ -139,9 +138,8 @@ class OuterLoop:
         )
         fits &= isinstance(state.get("unlogged"), (dict, type(None))) and self.objective.fits(state)
         if not fits:
-            raise UserError(
-                f"{source} is not the state of a run like this one: its set, its optimiser and these flags do not belong together."
-            )
+            reason = "its set, its optimiser and these flags do not belong together"
+            raise UserError(f"{source} is not the state of a run like this one: {reason}.")
         self.step, self.first_step, self.unlogged = state["step"], state["first_step"], state["unlogged"]
         self.bad_steps, self.restores = state["bad_steps"], state["restores"]
         for value, parameter in zip(momentum, parameters):

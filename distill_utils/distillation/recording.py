@@ -6,7 +6,8 @@ from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
-from distill_utils.evaluation.protocols import METRICS
+from distill_utils.evaluation.protocols import METRICS, is_tested
+from distill_utils.evaluation.tables import cell_text
 from distill_utils.pages.nearest import nearest_captions
 from distill_utils.runs.errors import Diverged, UserError
 from distill_utils.runs.signals import undisturbed
@@ -20,18 +21,16 @@ class Recorder:
     """Records the steps of an OuterLoop in a run's folder; evaluations: {step: result} of the sets evaluated
     so far.
 
-    evaluate(synthetic) -> result. Sets are evaluated and saved at the first step, every `eval_it` and the
-    last; the state every `save_it`, at evaluations, and whatever ends the run.
+    Sets are evaluated by look(synthetic) -> result and saved at the first step, every `eval_it` and the last;
+    at the end the set that is best on val is tested by test(synthetic) -> result, which is then `tested`. The
+    state is saved every
+    `save_it`, at evaluations, and whatever ends the run.
     """
 
-    def __init__(self, run, loop, task, evaluate, evaluations, *, last_step, eval_it, save_it):
-        self.run, self.loop, self.task, self.evaluate, self.evaluations = (
-            run,
-            loop,
-            task,
-            evaluate,
-            evaluations,
-        )
+    def __init__(self, run, loop, task, look, test, *, evaluations, tested, last_step, eval_it, save_it):
+        self.run, self.loop, self.task = run, loop, task
+        self.evaluations, self.tested = evaluations, tested
+        self.look, self.test = look, test
         self.last_step, self.eval_it, self.save_it = last_step, eval_it, save_it
 
     @contextmanager
@@ -70,7 +69,7 @@ class Recorder:
 
     def _save(self):
         loop = self.loop
-        state = loop.state() | {"evaluations": self.evaluations}
+        state = loop.state() | {"evaluations": self.evaluations, "tested": self.tested}
         self.run.save_state(state, logged=loop.step - (loop.unlogged is not None))
 
     def _evaluate(self, step):
@@ -78,31 +77,38 @@ class Recorder:
 
         A set whose students diverge has no result, and is never selected.
         """
-        synthetic, evaluations = self.loop.synthetic, self.evaluations
+        synthetic = self.loop.synthetic
         synthetic.meta["step"] = step
         if self.run.world.first:
-            synthetic.save(self.run.directory / f"distilled_{step}.pt")
+            synthetic.save(self._file(step))
         try:
-            result = self.evaluate(synthetic)
+            result = self.look(synthetic)
         except Diverged as error:
-            if not evaluations:
+            if not self.evaluations:
                 raise
             tqdm.write(f"step {step}: the students diverged, so that this set has no result ({error})")
             return {"Guard/students_diverged": 1}
-        evaluations[step] = result
-        listed = [{"step": s} | r for s, r in sorted(evaluations.items())]
-        self.run.update_results({"selected_step": selected_step(evaluations), "evaluations": listed})
+        self._keep(step, result)
         if self.run.world.first:
-            test = f"{result['r_mean']['mean']:.1f} ± {result['r_mean']['std']:.1f} on test"
-            rates = f"learned lrs {synthetic.lr_img.item():.3f}, {synthetic.lr_txt.item():.3f}"
-            tqdm.write(f"step {step}: r_mean {result['val_r_mean']['mean']:.1f} on val, {test}; {rates}")
+            on_val, rates = result["on_val"]["r_mean"], (synthetic.lr_img.item(), synthetic.lr_txt.item())
+            tested = f", {cell_text(result['r_mean'])} on test" if is_tested(result) else ""
+            told = "learned lrs {:.3f}, {:.3f}".format(*rates)
+            tqdm.write(f"step {step}: r_mean {cell_text(on_val)} on val{tested}; {told}")
         return evaluation_log(result)
+
+    def _file(self, step):
+        return self.run.directory / f"distilled_{step}.pt"
+
+    def _keep(self, step, result):
+        self.evaluations[step] = result
+        listed = [{"step": s} | r for s, r in sorted(self.evaluations.items())]
+        self.run.update_results({"selected_step": selected_step(self.evaluations), "evaluations": listed})
 
     def _show(self, step, values):
         evaluations = self.evaluations
-        best = evaluations[selected_step(evaluations)]["r_mean"]["mean"] if evaluations else float("nan")
+        best = evaluations[selected_step(evaluations)]["val_r_mean"]["mean"] if evaluations else float("nan")
         loss, memory = values.get("Loss/grand", float("nan")), values.get("memory_mb", 0) / 1024
-        self.bar.set_postfix_str(f"loss {loss:.3f}, best r_mean {best:.1f}, {memory:.1f} GiB")
+        self.bar.set_postfix_str(f"loss {loss:.3f}, best on val {best:.1f}, {memory:.1f} GiB")
         self.bar.update(step - self.bar.n)
 
     def _panels(self):
@@ -115,15 +121,43 @@ class Recorder:
         )
         return synthetic.pixels()[:_PANELS], [captions[0]["caption"] for captions in nearest]
 
+    def test_selected(self):
+        """Test the set that is best on val with fresh students, unless it was; in results.json it is
+        `selected`.
+        """
+        step = selected_step(self.evaluations)
+        if not is_tested(self.evaluations[step]) and (self.tested or {}).get("step") != step:
+            result = self.test(SyntheticSet.load(self._file(step)))
+            with undisturbed():
+                self.tested = {"step": step} | result
+                self.run.update_results({"selected": self.tested})
+                self._save()
+        result = self.evaluations[step] if is_tested(self.evaluations[step]) else self.tested
+        self.run.summarise({f"Test/{metric}": result[metric]["mean"] for metric in METRICS})
+        return result
+
     def say_what_came_out(self):
-        """Write nearest.json of the set that was best on val, and say where that is."""
+        """Write nearest.json of the set that was best on val, and say where that is and how good."""
+        tested = self.test_selected()
         if not self.run.world.first:
             return
         directory, selected = self.run.directory, selected_step(self.evaluations)
-        best = SyntheticSet.load(directory / f"distilled_{selected}.pt")
+        best = SyntheticSet.load(self._file(selected))
         captions = nearest_captions(best.texts.detach(), self.task.train_texts, self.task.train.captions)
         write_json(directory / "nearest.json", {"step": selected, "captions": captions})
-        print(f"{len(best)} pairs in {directory}; best on val: distilled_{selected}.pt")
+        print(f"{len(best)} pairs in {directory}; best on val: {self._file(selected).name}, ", end="")
+        print(f"r_mean {cell_text(tested['r_mean'])} on test")
+
+
+def is_finished(state, last_step):
+    """Whether a saved state is that of a run that has nothing left to do up to `last_step`."""
+    if not state or state["step"] < last_step or state.get("unlogged") is not None:
+        return False
+    evaluations = state.get("evaluations", {})
+    selected = selected_step(evaluations) if evaluations else None
+    return selected is not None and (
+        is_tested(evaluations[selected]) or (state.get("tested") or {}).get("step") == selected
+    )
 
 
 def selected_step(evaluations):
@@ -132,17 +166,17 @@ def selected_step(evaluations):
 
 
 def evaluation_log(result):
-    """The reference's keys: Mean/ and Std/ of the headline protocol; the others under their own names."""
+    """The reference's keys, Mean/ and Std/: of the recall on val, or, where test was measured, of that at the
+    epoch chosen on val, with the other protocols under their own names.
+    """
+    shown = result if is_tested(result) else result["on_val"]
     values = {
-        f"{name}/{key}": result[key][stat]
+        f"{name}/{key}": shown[key][stat]
         for key in METRICS
         for name, stat in (("Mean", "mean"), ("Std", "std"))
     }
-    others = {
-        f"{protocol.title()}/r_mean": result["protocols"][protocol]["r_mean"]["mean"]
-        for protocol in ("last", "best")
-    }
-    last = result["students"][-1]["curve"][-1]
-    return (
-        values | others | {"Val/r_mean": result["val_r_mean"]["mean"], "Loss/train_loss": last["train_loss"]}
-    )
+    if is_tested(result):
+        last, best = (result["protocols"][protocol]["r_mean"]["mean"] for protocol in ("last", "best"))
+        values |= {"Last/r_mean": last, "Best/r_mean": best}
+    train_loss = result["students"][-1]["curve"][-1]["train_loss"]
+    return values | {"Val/r_mean": result["val_r_mean"]["mean"], "Loss/train_loss": train_loss}

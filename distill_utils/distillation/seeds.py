@@ -19,7 +19,7 @@ def distill_seeds(main, argv, name, seeds):
         rows[f"seed {seed}"] = selected_evaluation(read_json(folder / "results.json"))
     if is_first():
         print(
-            f"test recall in %, outer step and epoch chosen on val; the last row is over the {len(rows)} distillations"
+            f"test recall in %, outer step and epoch chosen on val; the last row: {len(rows)} distillations"
         )
         print(format_table(rows | {"all": summarise_runs(list(rows.values()))}))
     return folders

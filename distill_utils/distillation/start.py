@@ -38,7 +38,13 @@ def other_start(path):
     saved = load_tensors(path)
     if not isinstance(saved, dict) or "momentum" not in saved:
         return None, SyntheticSet.from_saved(saved, path)
-    begun_here = {"first_step": saved.get("step"), "unlogged": {}, "restores": 0, "evaluations": {}}
+    begun_here = {
+        "first_step": saved.get("step"),
+        "unlogged": {},
+        "restores": 0,
+        "evaluations": {},
+        "tested": None,
+    }
     return saved | begun_here, SyntheticSet.from_saved(saved.get("set"), path)
 
 

@@ -8,9 +8,8 @@ from distill_utils.runs.errors import Diverged, UserError
 def _require_finite(features, side):
     bad = int((~torch.isfinite(features)).sum())
     if bad:
-        raise Diverged(
-            f"{bad} of {features.numel()} {side} features are not finite: the model that made them has diverged."
-        )
+        count = f"{bad} of {features.numel()} {side} features"
+        raise Diverged(f"{count} are not finite: the model that made them has diverged.")
 
 
 def _recall(ranks, ks, prefix):

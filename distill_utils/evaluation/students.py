@@ -13,22 +13,21 @@ from distill_utils.task.decoding import encoder_input
 from distill_utils.training.losses import LOSSES
 from distill_utils.training.students import train_student
 
-_MEASUREMENTS = 10  # per student: recall after every tenth of its training
-
 
 @torch.no_grad()
 def gallery_recall(model, gallery, device, batch_size=256, breakdown=False):
-    """retrieval_recall of a model in eval mode on a Gallery; with "breakdown", recall_by_group, when asked
-    for.
-    """
+    """retrieval_recall of a model on a Gallery, in eval mode; `breakdown`: recall_by_group under its name."""
     model.eval()
-    images = torch.cat(
-        [model.encode_images(encoder_input(batch, device)) for batch in gallery.images.split(batch_size)]
-    )
-    texts = torch.cat([model.encode_texts(batch.to(device)) for batch in gallery.texts.split(8192)])
-    ranks = retrieval_ranks(images, texts, gallery.txt2img)
+    images = [model.encode_images(encoder_input(batch, device)) for batch in gallery.images.split(batch_size)]
+    texts = [model.encode_texts(batch.to(device)) for batch in gallery.texts.split(8192)]
+    ranks = retrieval_ranks(torch.cat(images), torch.cat(texts), gallery.txt2img)
     groups = {"breakdown": recall_by_group(gallery.captions, gallery.txt2img, *ranks)} if breakdown else {}
     return recall_from_ranks(*ranks) | groups
+
+
+def measured_epochs(epochs, measurements):
+    """The epochs after which recall is measured: after every `measurements`-th part of the training."""
+    return {max(1, round(epochs * k / measurements)) for k in range(1, measurements + 1)}
 
 
 def evaluate_synthetic_set(
@@ -45,7 +44,8 @@ def evaluate_synthetic_set(
     seed=0,
     device="cpu",
     precision="fp32",
-    progress=True,
+    splits=("val", "test"),
+    measurements=10,
     breakdown=False,
     world=ALONE,
 ):
@@ -53,13 +53,14 @@ def evaluate_synthetic_set(
     `summarise_students`.
 
     make_model() -> TwoTower, called once a student under that student's seed. lrs: (image, text) learning
-    rates; the set's own if None. breakdown: recall by group of queries too. world: the processes that divide
-    the students. Raises Diverged when a student does.
+    rates; the set's own if None. splits: the galleries that recall is measured on, `measurements` times in a
+    training; val alone is enough to choose a step. breakdown: recall by group of queries too. world: the
+    processes that divide the students. Raises Diverged when a student does.
     """
     synthetic = synthetic.to(device)
     lr_img, lr_txt = lrs or (synthetic.lr_img.item(), synthetic.lr_txt.item())
-    measured = {max(1, round(epochs * k / _MEASUREMENTS)) for k in range(1, _MEASUREMENTS + 1)}
-    bar = tqdm(total=num_eval * epochs, desc="students", disable=not (progress and world.first), leave=False)
+    measured = measured_epochs(epochs, measurements)
+    bar = tqdm(total=num_eval * epochs, desc="students", disable=not world.first, leave=False)
 
     def student(number):
         student_seed = derive_seed(seed, "student", number)
@@ -82,21 +83,15 @@ def evaluate_synthetic_set(
             for epoch, loss in training:
                 bar.update()
                 if epoch in measured:
-                    recalls = {
-                        split: gallery_recall(model, gallery, device, breakdown=breakdown)
-                        for split, gallery in task.galleries.items()
+                    recall = {
+                        s: gallery_recall(model, task.galleries[s], device, breakdown=breakdown)
+                        for s in splits
                     }
-                    curve.append({"epoch": epoch, "train_loss": loss} | recalls)
+                    curve.append({"epoch": epoch, "train_loss": loss} | recall)
         return choose_epochs(curve) | {"seed": student_seed, "curve": curve}
 
     with bar:
         students = world.map([partial(student, number) for number in range(num_eval)], device)
-    made_with = {
-        "pairs": len(synthetic),
-        "storage": synthetic.storage(),
-        "loss": loss_type,
-        "lr_img": lr_img,
-        "lr_txt": lr_txt,
-        "epochs": epochs,
-    }
-    return summarise_students(students) | made_with
+    trained = {"pairs": len(synthetic), "storage": synthetic.storage(), "epochs": epochs}
+    trained |= {"loss": loss_type, "temperature": temperature, "lr_img": lr_img, "lr_txt": lr_txt}
+    return summarise_students(students) | trained

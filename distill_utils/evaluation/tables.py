@@ -1,18 +1,25 @@
 """Results as aligned text and as Markdown."""
 
-from scipy import stats
-
 from distill_utils.evaluation.protocols import METRICS, PROTOCOLS
 
 
 def confidence(cell):
-    """Half the width of the 95 % confidence interval of a mean, from Student's t; NaN for a single value."""
+    """Half the width of the 95 % confidence interval of a mean, from Student's t; None for a single value."""
+    from scipy import stats  # here, so that distilling does not load it
+
     n = cell["n"]
-    return float(stats.t.ppf(0.975, n - 1)) * cell["std"] / n**0.5 if n > 1 else float("nan")
+    return float(stats.t.ppf(0.975, n - 1)) * cell["std"] / n**0.5 if n > 1 else None
 
 
-def _text(cell):
+def cell_text(cell):
+    """`mean ± std`."""
     return f"{cell['mean']:.1f} ± {cell['std']:.1f}"
+
+
+def interval_text(cell):
+    """`± half the interval`; nothing where one value has none."""
+    half = confidence(cell)
+    return "" if half is None else f"± {half:.1f}"
 
 
 def format_table(rows):
@@ -21,29 +28,24 @@ def format_table(rows):
     where it is known.
     """
     header = ["", *METRICS, "95 %", "last", "best", "n", "plain pairs"]
-    lines = [
-        [name, "diverged", *[""] * (len(header) - 2)]
-        if "diverged" in result
-        else [
-            name,
-            *(_text(result[key]) for key in METRICS),
-            f"± {confidence(result['r_mean']):.1f}",
-            *(_text(result["protocols"][protocol]["r_mean"]) for protocol in ("last", "best")),
-            str(result["r_mean"]["n"]),
-            f"{result['storage']:.2f}" if "storage" in result else "",
-        ]
-        for name, result in rows.items()
-    ]
+    lines = []
+    for name, result in rows.items():
+        if "diverged" in result:
+            lines.append([name, "diverged", *[""] * (len(header) - 2)])
+            continue
+        others = (result["protocols"][protocol]["r_mean"] for protocol in ("last", "best"))
+        r_mean, storage = result["r_mean"], result.get("storage")
+        cells = [*(cell_text(result[key]) for key in METRICS), interval_text(r_mean), *map(cell_text, others)]
+        lines.append([name, *cells, str(r_mean["n"]), "" if storage is None else f"{storage:.2f}"])
     return aligned(header, lines)
 
 
 def format_breakdown(groups):
     """Aligned text of a result's "breakdown"."""
-    keys = [[key for key in cells if key != "queries"] for cells in groups.values()]
-    lines = [
-        [group, str(cells["queries"]), *(_text(cells[key]) for key in own)]
-        for (group, cells), own in zip(groups.items(), keys)
-    ]
+    lines = []
+    for group, cells in groups.items():
+        recalls = (cell_text(cell) for key, cell in cells.items() if key != "queries")
+        lines.append([group, str(cells["queries"]), *recalls])
     return aligned(["queries", "number", "R@1", "R@5", "R@10"], lines)
 
 
@@ -51,10 +53,12 @@ def aligned(header, rows):
     """Aligned text; the first column to the left."""
     lines = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths)))
-        for line in lines
-    )
+
+    def padded(line):
+        cells = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))
+        return "  ".join([line[0].ljust(widths[0]), *cells])
+
+    return "\n".join(map(padded, lines))
 
 
 def markdown(rows):
@@ -62,13 +66,10 @@ def markdown(rows):
     protocols.
     """
     others = [protocol for protocol in PROTOCOLS if protocol != "val"]
-    text = lambda cell: f"{cell['mean']:.1f} ± {cell['std']:.1f}"  # noqa: E731
-    lines = [
-        f"| | {' | '.join(METRICS)} | 95 % | {' | '.join(others)} | n |",
-        "|---" * (len(METRICS) + len(others) + 3) + "|",
-    ]
+    columns = [*METRICS, "95 %", *others, "n"]
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        cells = [text(row[key]) for key in METRICS] + [f"± {confidence(row['r_mean']):.1f}"]
-        cells += [text(row["protocols"][protocol]["r_mean"]) for protocol in others]
+        cells = [cell_text(row[key]) for key in METRICS] + [interval_text(row["r_mean"])]
+        cells += [cell_text(row["protocols"][protocol]["r_mean"]) for protocol in others]
         lines.append(f"| {name} | {' | '.join(cells)} | {row['r_mean']['n']} |")
     return "\n".join(lines)

@@ -106,6 +106,11 @@ def names(text):
     return tuple(name for name in text.split(",") if name)
 
 
+def rates(text):
+    """`RATE,...` as a tuple of numbers above 0."""
+    return tuple(positive(rate) for rate in names(text))
+
+
 # --- groups that programs share ---
 
 
@@ -164,9 +169,12 @@ def fresh_flag(parser):
 
 
 def parse(parser, argv):
-    """The namespace; --config is applied first, so that what the command line says wins. Raises UserError for
-    any mistake.
-    """
+    """The namespace; --config is applied first, so that what the command line says wins. UserError for any mistake."""
+    return parse_given(parser, argv)[0]
+
+
+def parse_given(parser, argv):
+    """The namespace, and the names of the flags that the command line or --config gave."""
     argv = list(argv)
     for token in argv:
         flag = token.split("=")[0]
@@ -175,7 +183,12 @@ def parse(parser, argv):
     pre = Parser(add_help=False)
     pre.add_argument("--config")
     config = pre.parse_known_args(argv)[0].config
-    return parser.parse_args((_config_tokens(parser, config, argv) if config else []) + argv)
+    tokens = (_config_tokens(parser, config, argv) if config else []) + argv
+    absent = object()
+    explicit = parser.parse_args(
+        tokens, argparse.Namespace(**{action.dest: absent for action in parser._actions})
+    )
+    return parser.parse_args(tokens), {name for name, value in vars(explicit).items() if value is not absent}
 
 
 def _config_tokens(parser, path, argv):

@@ -167,6 +167,11 @@ class Run:
             file.write(json.dumps(self.log_line(step, values)) + "\n")
         self.log_wandb(step, values)
 
+    def summarise(self, values):
+        """Numbers of the run as a whole, to wandb's summary; results.json has them in full."""
+        if self._wandb:
+            self._wandb.summary.update(values)
+
     def log_wandb(self, step, values):
         if self._wandb:
             self._wandb.log(values, step=step)

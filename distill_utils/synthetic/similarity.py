@@ -5,6 +5,8 @@ from torch import nn
 
 from distill_utils.runs.errors import UserError
 
+SIM_TYPES = ("lowrank", "full", "identity", "expert")  # values of --sim_type; expert: a FixedSimilarity
+
 
 class LowRankSimilarity(nn.Module):
     """S = diag(w) + alpha / r * L R^T with w = 1, L ~ N(0, 1), R = 0: the identity at start, 1 + 2 r numbers

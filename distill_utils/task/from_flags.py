@@ -1,9 +1,9 @@
-"""What the data and model flags describe, as objects: the last place that sees `args` besides each program's
-main.
-"""
+"""What the data and model flags describe, as objects."""
+
+from copy import deepcopy
 
 from distill_utils.task.retrieval_task import RetrievalTask
-from networks import build_model
+from networks import build_encoder, join
 
 
 def open_task(args, device):
@@ -25,20 +25,20 @@ def open_task(args, device):
 
 
 def model_maker(args, task, device):
-    """make_model() -> a fresh TwoTower for the task, initialised from torch's global generator.
+    """make_model() -> a fresh TwoTower for the task, its heads initialised from torch's global generator.
 
-    Where the image encoder is frozen the task's real images go through it once, here, and not again.
+    The image encoder, the same in every one, is built once and copied. Where it is frozen the task's real images go
+    through it once, here, and not again.
     """
+    encoder = build_encoder(
+        args.image_encoder,
+        pretrained=args.image_pretrained,
+        checkpoint_dir=args.checkpoint_dir,
+        grad_checkpointing=args.grad_checkpointing,
+    ).to(device)
 
     def make_model():
-        return build_model(
-            args.image_encoder,
-            task.text_dim,
-            pretrained=args.image_pretrained,
-            checkpoint_dir=args.checkpoint_dir,
-            trainable=args.image_trainable,
-            grad_checkpointing=args.grad_checkpointing,
-        )
+        return join(deepcopy(encoder), task.text_dim, trainable=args.image_trainable)
 
     task.look_through(None if args.image_trainable else make_model().frozen_encoder, device)
     return make_model

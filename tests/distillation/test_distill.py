@@ -10,6 +10,7 @@ from sameness import lines_without_times
 
 import distill_lors
 from distill_utils import evaluate
+from distill_utils.evaluation.protocols import selected_evaluation
 from distill_utils.report import main as report
 from distill_utils.runs.errors import UserError
 from distill_utils.synthetic.set import SyntheticSet
@@ -143,10 +144,7 @@ def test_several_seeds_are_several_runs_and_one_table(here, capsys):
     folders = distill(here, "seeds", "--num_seeds", "2", "--Iteration", "1", "--num_eval", "1", "--seed", "3")
     assert [folder.name for folder in folders] == ["seeds_seed3", "seeds_seed4"]
     results = [json.loads((folder / "results.json").read_text()) for folder in folders]
-    means = [
-        next(e for e in r["evaluations"] if e["step"] == r["selected_step"])["r_mean"]["mean"]
-        for r in results
-    ]
+    means = [selected_evaluation(r)["r_mean"]["mean"] for r in results]
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("all "))
     assert f"{sum(means) / 2:.1f} ± " in line
     alone = distill(here, "alone", "--Iteration", "1", "--num_eval", "1", "--seed", "4")
