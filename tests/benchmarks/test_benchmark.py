@@ -1,14 +1,12 @@
 """The benchmarks run whole at small sizes, and what they print can be read back."""
 
 import json
-import multiprocessing
-import os
-import signal
 
 import pytest
 import torch
 
 from distill_utils import benchmark
+from distill_utils.benchmarks import cells, matching, retrieval, vas
 from distill_utils.evaluation.retrieval import recall_from_scores
 from distill_utils.runs.errors import UserError
 
@@ -21,48 +19,36 @@ SMALL = [
 @pytest.fixture
 def in_process(monkeypatch):
     """Cells in this process: starting one takes seconds, and `in_own_process` has a test of its own."""
-    monkeypatch.setattr(benchmark, "in_own_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(cells, "in_own_process", lambda function, *args: function(*args))
 
 
 def run(capsys, *flags):
     """The result and what the last line of the output says."""
     result = benchmark.main([*flags])
     printed = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert printed["benchmark"] == flags[0] and torch.__version__.startswith(
-        printed["machine"]["torch"]
-    )  # which may add "+cu132"
+    assert printed["benchmark"] == flags[0]
+    assert torch.__version__.startswith(printed["machine"]["torch"])  # which may add "+cu132"
     return result, printed
 
 
 def test_matching(in_process, capsys, tmp_path):
-    cells = "reference,unroll,ours/full/finite,ours/truncated/forward"
-    flags = [
-        "--num_queries",
-        "6",
-        "--mini_batch_size",
-        "4",
-        "--expert_steps",
-        "1",
-        "--sim_rank",
-        "2",
-        "--whole",
-    ]
+    names = "reference,unroll,ours/full/finite,ours/truncated/forward"
+    flags = "--num_queries 6 --mini_batch_size 4 --expert_steps 1 --sim_rank 2 --whole".split()
     _, printed = run(
-        capsys, "matching", *SMALL, *flags, "--cells", cells, "--figure", f"{tmp_path}/figure.svg"
+        capsys, "matching", *SMALL, *flags, "--cells", names, "--figure", f"{tmp_path}/figure.svg"
     )
     figure = (tmp_path / "figure.svg").read_text()
     assert figure.startswith("<?xml")
     found = {
-        benchmark._cell_name(cell["scheme"], cell["gradient"], cell["second_order"]): cell
+        matching.cell_name(cell["scheme"], cell["gradient"], cell["second_order"]): cell
         for cell in printed["cells"]
     }
-    assert set(found) == set(cells.split(","))
+    assert set(found) == set(names.split(","))
     for name, cell in found.items():
         assert cell["seconds"] > 0 and cell["peak_mb"] > 0 and cell["n"] == 1
         assert set(cell["groups"]) == {"pixels", "texts", "similarity", "lrs"}
-        assert cell["cosine"] > 0.9999 and 0 < cell["relative_error"] < (
-            2e-2 if name.endswith("finite") else 1e-4
-        )
+        most = 2e-2 if name.endswith("finite") else 1e-4
+        assert cell["cosine"] > 0.9999 and 0 < cell["relative_error"] < most
     assert printed["training"]["seconds"] > 0
     assert printed["whole"]["ratio"] > 0 and 0 <= printed["whole"]["ours"]["outside_share"] < 1
 
@@ -78,7 +64,7 @@ def test_the_naive_loop_agrees_with_recall_from_scores(n, m, levels):
         torch.manual_seed(seed)
         txt2img = torch.cat([torch.arange(n), torch.randint(n, (m - n,))])
         scores = torch.randint(levels, (n, m)).float()
-        assert benchmark.naive_recall(scores, txt2img) == pytest.approx(recall_from_scores(scores, txt2img))
+        assert retrieval.naive_recall(scores, txt2img) == pytest.approx(recall_from_scores(scores, txt2img))
 
 
 def test_trajectory(in_process, capsys):
@@ -88,48 +74,21 @@ def test_trajectory(in_process, capsys):
 
 
 def test_evaluate(in_process, capsys, tmp_path):
-    roots = [
-        "--image_root",
-        str(tmp_path),
-        "--ann_root",
-        str(tmp_path),
-        "--checkpoint_dir",
-        str(tmp_path),
-        "--text_encoder",
-        "toy_bert",
-    ]
-    _, printed = run(capsys, "evaluate", *SMALL, *roots)
+    roots = [f"--{folder}={tmp_path}" for folder in ("image_root", "ann_root", "checkpoint_dir")]
+    _, printed = run(capsys, "evaluate", *SMALL, *roots, "--text_encoder", "toy_bert")
     assert printed["images"] == 3 and printed["texts"] == 15 and printed["ratio"] > 0
 
 
 def test_vas(in_process, capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "_WIDTH", 16)
-    monkeypatch.setattr(benchmark, "_FILE_ROWS", 1300)
-    monkeypatch.setattr(benchmark, "_ROUNDS", 4)
+    monkeypatch.setattr(vas, "_WIDTH", 16)
+    monkeypatch.setattr(vas, "_FILE_ROWS", 1300)
+    monkeypatch.setattr(vas, "_ROUNDS", 4)
     _, printed = run(capsys, "vas", "--pool", "100,3000", "--device", "cpu")
-    for cells in printed["pools"].values():
-        assert set(cells) == {"in memory", "static", "bounded", "every row"}
-        assert (
-            cells["static"]["same_set"]
-            and cells["bounded"]["same_set"]
-            and all(cell["peak_mb"] > 0 for cell in cells.values())
-        )
+    for found in printed["pools"].values():
+        assert set(found) == {"in memory", "static", "bounded", "every row"}
+        assert found["static"]["same_set"] and found["bounded"]["same_set"]
+        assert all(cell["peak_mb"] > 0 for cell in found.values())
     assert printed["pools"]["3000"]["bounded"]["scored"] <= printed["pools"]["3000"]["every row"]["scored"]
-
-
-def _killed():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _raises():
-    raise UserError("a sentence\nand more")
-
-
-def test_a_cell_that_dies_costs_only_its_row():
-    assert "out of memory" in benchmark.in_own_process(_killed)["error"]
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    benchmark._send_result(sender, _raises, ())
-    assert receiver.recv() == {"error": "a sentence"}
 
 
 def test_unknown_cells_are_named():

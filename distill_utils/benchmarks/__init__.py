@@ -1,0 +1,1 @@
+"""What things cost, measured side by side: one file a subject, each with a `benchmark(args, folder)`."""
