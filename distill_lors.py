@@ -123,7 +123,7 @@ def main(argv=None):
     experts = open_experts(args, wanted, model)
     if args.sim_type == "expert" and not state:
         synthetic.similarity = experts_similarity(make_model().to(run.device), experts, synthetic)
-    objective = open_objective(args, run, model, experts)
+    objective = open_objective(args, run, task, model, experts)
     loop, recorder = open_loop(args, run, synthetic, objective, state, task, make_model)
 
     with recorder.keeping():  # whatever ends the run, what was computed is saved

@@ -52,6 +52,40 @@ def read_log(directory):
     return [json.loads(line) for line in (Path(directory) / "log.jsonl").read_text().splitlines()]
 
 
+def sh_commands(file, folder, *arguments):
+    """The commands that an sh file runs, as (program, arguments): `python`, `torchrun` and Slurm's own are
+    stubs in `folder`, and the first two write down what they are called with.
+    """
+    record = folder / "commands"
+    record.write_text("")
+    write_down = f"printf '%s\\t' \"$@\" >> {record}; echo >> {record}"
+    stubs = {"python": write_down, "torchrun": write_down, "srun": '"$@"', "scontrol": "echo node7"}
+    for name, text in stubs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    slurm = {
+        "SLURM_SUBMIT_DIR": ROOT,
+        "SLURM_JOB_ID": "42",
+        "SLURM_NNODES": "1",
+        "SLURM_JOB_NODELIST": "node7",
+    }
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "VIRTUAL_ENV": "active"}
+    environment = os.environ | {key: str(value) for key, value in (slurm | environment).items()}
+    subprocess.run(["sh", file, *arguments], env=environment, check=True, capture_output=True)
+    for line in record.read_text().splitlines():
+        yield program_and_arguments(line.split("\t")[:-1])
+
+
+def program_and_arguments(words):
+    """The program, `x.py` or the module of -m, and its own arguments, of what `python` or `torchrun` gets."""
+    words = list(words)
+    while words[0].startswith("-"):
+        launcher_flag = words.pop(0)
+        if launcher_flag not in ("-m", "--standalone"):
+            words.pop(0)  # its value
+    return words[0], words[1:]
+
+
 def browse(page, folder):
     """(what Chromium says of an HTML file on its console, its images drawn, its images, its charts); skips
     where there is no Chromium.

@@ -87,7 +87,7 @@ def experts_similarity(model, experts, synthetic):
     return FixedSimilarity(expert_similarity(model, experts.last(0), synthetic))
 
 
-def open_objective(args, run, model, experts):
+def open_objective(args, run, task, model, experts):
     """Trajectory matching as the flags describe it."""
     make_matcher = partial(
         Matcher,

@@ -5,30 +5,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from commands import ROOT, sh_commands
 from parsers import PARSERS
 
 import distill_lors
 from distill_utils.runs import flags as config
 from distill_utils.selection import pool_flags
 from distill_utils.selection.coresets import CORESETS
-
-
-def sh_commands(file, folder, *arguments):
-    """The commands that an sh file runs, as (program, arguments): `python` and `torchrun` write down what
-    they are called with.
-    """
-    record = folder / "commands"
-    record.write_text("")
-    for name in ("python", "torchrun"):
-        (folder / name).write_text(f"#!/bin/sh\nprintf '%s\\t' \"$@\" >> {record}\necho >> {record}\n")
-        (folder / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "VIRTUAL_ENV": "active"}
-    subprocess.run(["sh", file, *arguments], env=environment, check=True, capture_output=True)
-    for line in record.read_text().splitlines():
-        words = line.split("\t")[:-1]
-        program = next(n for n, word in enumerate(words) if word not in ("-m", "--standalone"))
-        yield words[program], words[program + 1 :]
 
 
 def parser_of(program, arguments):
