@@ -97,8 +97,8 @@ class Finite(Derivative):
     carried from one outer step to the next and corrected by how far grad_z moved (the geometric mean over
     images, texts, S and the inner steps), in tensors that never wait for the device.
     Once a pass is over its movements are looked at: if one was out of bounds the pass is repeated with the
-    length learned;
-    `repeats` counts these. Within the bounds the error of the pixel gradient measured below 1 % (README).
+    length learned; `repeats` counts these. Within the bounds the error of the pixel gradient measured below
+    1 % (docs/numbers.md).
     """
 
     wants_z = True
