@@ -32,7 +32,8 @@ class Derivative:
         """Whether the pass over the inner steps that has just ended is good, or is to be repeated; the same
         in every process.
 
-        from_owner(tensor, t): the tensor of the process that had inner step t.
+        from_owner(tensor, t): the tensor of the process that had inner step t; may overwrite another's in
+        place.
         """
         return True
 
@@ -148,11 +149,13 @@ class Finite(Derivative):
         return torch.where(self._size > 0, movement / (self.AIM * eps**0.5), 1.0)
 
     def settled(self, steps, from_owner):
-        nothing = self._z[0][0].new_zeros(())
-        relative = torch.stack([from_owner(self._movements.get(t, nothing), t) for t in range(steps)])
+        others = torch.zeros_like(self.length)
+        # A tensor of its own for every inner step: from_owner overwrites those of other processes in place.
+        found = [self._movements.get(t, others.clone()) for t in range(steps)]
+        relative = torch.stack([from_owner(movement, t) for t, movement in enumerate(found)])
         self._movements, self._size = {}, None
         self._passes += 1
-        self.length = self.length / relative.log().mean().exp().clamp(1e-3, 1e3)
+        self.length = from_owner(self.length / relative.log().mean().exp().clamp(1e-3, 1e3), 0)
         relative = relative.cpu()
         if not torch.isfinite(relative).all():
             self.length = None

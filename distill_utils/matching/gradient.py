@@ -143,7 +143,11 @@ class Matcher:
             gradient = _GradientOf(synthetic)
             for t in reversed(range(len(batches))):
                 gradient.minibatch(minibatches[t], [self._from_owner(d, t) for d in d_z[t]])  # (1)
-            gradient.lrs([self._from_owner(d, 0) for d in d_eta or d_eta_full])
+            gradient.lrs(d_eta or d_eta_full)
+            # Whether a step is finite, and what the set becomes, is the first process's to say: others' sums
+            # may differ from its own in the last bit where their hardware does.
+            for parameter in synthetic.parameters():
+                self._world.broadcast(parameter.grad, 0)
         return loss
 
     @property
@@ -167,7 +171,7 @@ class Matcher:
         return 0 if self.full else t
 
     def _from_owner(self, tensor, t):
-        """The tensor of the process that has inner step t, on all of them."""
+        """The tensor of the process that has inner step t, on all of them; others' are overwritten in place."""
         if self._world.size > 1:
             tensor = tensor.contiguous()
             self._world.broadcast(tensor, self._part(t))

@@ -49,6 +49,7 @@ class Run:
         self.name = args.name or default_name
         self.directory = Path(directory) if directory else Path("logged_files") / args.dataset / self.name
         self.device = resolve_device(args.device)
+        processes.follow_launcher()
         self.world = processes.join(self.device) if divided else processes.ALONE
         set_precision(args.precision, self.device)
         self.seed = args.seed

@@ -2,8 +2,10 @@
 
 import atexit
 import json
+import os
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -11,22 +13,26 @@ import torch.distributed as dist
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.world import World
 
-_TIMEOUT = timedelta(minutes=30)  # a rank that dies is noticed at once; this is for one that hangs
+# A process that dies is noticed at once. One that hangs is given up after _LIMIT where all are at the same
+# work, and after _PATIENCE where they wait for a part of it, such as a student, that is as long as it is.
+_LIMIT = timedelta(minutes=20)
+_PATIENCE = timedelta(days=3)
 
 
 class Group(World):
     """This process among `size` that torchrun has started."""
 
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
+    def __init__(self, rank, size, patient):
+        """patient: the process group that waits for _PATIENCE."""
+        self.rank, self.size, self._patient = rank, size, patient
 
-    def broadcast(self, tensor, part):
+    def broadcast(self, tensor, part, group=None):
         with _together():
-            dist.broadcast(tensor, src=part % self.size)
+            dist.broadcast(tensor, src=part % self.size, group=group)
 
     def add_up(self, tensor):
         with _together():
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self._patient)
         return tensor
 
     def share(self, value, part, device):
@@ -35,25 +41,26 @@ class Group(World):
             list(json.dumps(value).encode() if owner else b""), dtype=torch.uint8, device=device
         )
         length = torch.tensor([len(text)], device=device)
-        self.broadcast(length, part)
+        self.broadcast(length, part, self._patient)
         if not owner:
             text = torch.empty(int(length), dtype=torch.uint8, device=device)
-        self.broadcast(text, part)
+        self.broadcast(text, part, self._patient)
         return json.loads(bytes(text.tolist()))
 
     def barrier(self):
         with _together():
-            dist.barrier()
+            dist.barrier(group=self._patient)
 
 
 @contextmanager
 def _together():
-    """What the processes do at once fails in all of them when one has died."""
+    """What the processes do at once fails in all of them when one has died or hangs."""
     try:
         yield
     except RuntimeError as error:
         raise UserError(
-            "Another process of this job has died or cannot be reached: the same command goes on from the last state."
+            "Another process of this job has died, cannot be reached or does not answer: "
+            "the same command goes on from the last state."
         ) from error
 
 
@@ -63,13 +70,20 @@ def join_group(device):
         try:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+                # An exception at the limit, of which a sentence can be made; by default NCCL aborts.
+                os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_LIMIT)
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"The processes of this job do not find each other (start them by torchrun): {error}"
             ) from error
         atexit.register(_leave)
-    return Group(dist.get_rank(), dist.get_world_size())
+    return Group(dist.get_rank(), dist.get_world_size(), _patient_group())
+
+
+@cache  # one, however many runs this process makes
+def _patient_group():
+    return dist.new_group(timeout=_PATIENCE)
 
 
 def _leave():

@@ -21,7 +21,7 @@ class World:
         return part % self.size == self.rank
 
     def broadcast(self, tensor, part):
-        """Overwrites `tensor` on every rank by that of the owner of `part`."""
+        """Overwrites `tensor` in place, on every rank, by that of the owner of `part`."""
 
     def add_up(self, tensor):
         """The sum of all ranks' tensors, on each: exact for integers, and where all but one of them are 0."""
