@@ -32,7 +32,7 @@ class ThreadWorld(World):
     """A process that is a thread: broadcasts overwrite the others' tensors in place, as gloo and NCCL do."""
 
     def __init__(self, rank, size, shared):
-        super().__init__(rank, size)
+        self.rank, self.size = rank, size
         self._shared, self.broadcasts = shared, []
 
     def broadcast(self, tensor, part):
