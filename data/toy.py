@@ -1,5 +1,4 @@
-"""Toy image-text data: rendered scenes of coloured shapes with five true captions each, in the layout of
-Flickr30k.
+"""Toy data: rendered scenes of coloured shapes with five true captions each, in the layout of Flickr30k.
 
 python -m data.toy --image_root distill_utils/data/Toy --ann_root distill_utils/data/Toy --toy_size
 3000,300,500
@@ -32,8 +31,8 @@ def _annotation_name(split):
 
 
 def _write_image(path, scene):
-    # As writing.atomic_path, which would also wait for the disk, 3,800 times. The name carries the process: two
-    # may draw at once.
+    # As writing.atomic_path, which would also wait for the disk, 3,800 times. The name carries the process:
+    # two may draw at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     draw_scene(scene).save(partial, format="PNG")
     os.replace(partial, path)
@@ -78,11 +77,13 @@ def _read_meta(ann_root):
         for name in map(_annotation_name, SPLITS):
             if (ann_root / name).exists():
                 raise UserError(
-                    f"{ann_root / name} has no toy_meta.json beside it, so it is not overwritten: move it or give another --ann_root."
+                    f"{ann_root / name} has no toy_meta.json beside it, so it is not overwritten: move it "
+                    "or give another --ann_root."
                 )
     elif not isinstance(meta, dict) or not isinstance(meta.get("sizes"), list):
         raise UserError(
-            f"{meta_file} is not as the toy data writes it: remove it and the toy_*.json beside it, or give another --ann_root."
+            f"{meta_file} is not as the toy data writes it: remove it and the toy_*.json beside it, or give "
+            "another --ann_root."
         )
     return meta
 

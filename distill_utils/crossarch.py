@@ -35,8 +35,10 @@ def for_text_encoder(synthetic, task, path):
     captions = synthetic.meta.get("source_captions") or [None]
     if None in captions:
         raise UserError(
-            f"{path} holds embeddings of {synthetic.meta.get('text_encoder', 'an unknown text encoder')} and not the captions they began as "
-            f"(--txt_init noise, or a file of the reference): students with --text_encoder {task.text_encoder} cannot be trained on it."
+            f"{path} holds embeddings of {synthetic.meta.get('text_encoder', 'an unknown text encoder')} "
+            "and not the captions they began as "
+            "(--txt_init noise, or a file of the reference): students with --text_encoder "
+            f"{task.text_encoder} cannot be trained on it."
         )
     images, _, similarity = synthetic.tensors()
     lrs = synthetic.lr_img.item(), synthetic.lr_txt.item()
@@ -96,7 +98,8 @@ def main(argv=None):
     run.finish()
     if run.world.first:
         print(
-            f"{path}: {len(synthetic)} pairs, test recall in % of fresh students of other architectures, epoch chosen on val"
+            f"{path}: {len(synthetic)} pairs, test recall in % of fresh students of other architectures, "
+            "epoch chosen on val"
         )
         print(format_table(rows))
     return rows

@@ -1,5 +1,4 @@
-"""Fresh students on a synthetic set, and their recall: `python -m distill_utils.evaluate --ckpt_path
-RUN_OR_FILE`.
+"""Fresh students on a set, and their recall: `python -m distill_utils.evaluate --ckpt_path RUN_OR_FILE`.
 
 Data set, encoders, image size, temperature and loss are those of the set; another --dataset is a transfer to
 it.

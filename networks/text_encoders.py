@@ -183,7 +183,8 @@ def build_text_encoder(name, *, pretrained=True, checkpoint_dir, seed=0):
         raise UserError(f"--text_encoder {name!r} cannot be loaded: {where} ({first_line(error)})") from error
     if not hasattr(model.config, "hidden_size"):
         raise UserError(
-            f"--text_encoder {name!r} is a {type(model).__name__}, which has no single width of token vectors."
+            f"--text_encoder {name!r} is a {type(model).__name__}, which has no single width of token "
+            "vectors."
         )
     return TextEncoder(tokenizer, model, *_how_to_pool(source, config))
 
@@ -233,8 +234,7 @@ def _wordpiece_vocabulary(captions, size):
 
 @torch.no_grad()
 def ensure_toy_bert(captions, checkpoint_dir, *, width=256, layers=2, heads=4, vocabulary=2000, seed=0):
-    """Write a tiny, untrained but informative BERT checkpoint for a data set's training captions; returns its
-    folder.
+    """Write a tiny, untrained but informative BERT checkpoint for a data set's train captions; its folder.
 
     Random weights give every caption nearly the same CLS vector, with the words in its small differences. The
     last LayerNorm's

@@ -26,8 +26,7 @@ class ProjectionHead(nn.Module):
 
 
 class FrozenEncoder(nn.Module):
-    """An encoder whose weights, dropout and running statistics stay as they are, in training too; gradients
-    reach its input.
+    """An encoder that stays as it is, in training too, with its statistics; gradients reach its input.
 
     What it has made of images once, features [B, num_features], passes through it as it is.
     """
@@ -63,7 +62,9 @@ class TwoTower(nn.Module):
 
     @property
     def frozen_encoder(self):
-        """The part of the image tower that all students share, images to features; None where all of it trains."""
+        """The part of the image tower that all students share, images to features; None where all of it
+        trains.
+        """
         tower = self.image_encoder
         first = tower[0] if isinstance(tower, nn.Sequential) and len(tower) else None
         return first if isinstance(first, FrozenEncoder) else None
@@ -76,7 +77,7 @@ class TwoTower(nn.Module):
 
 
 def build_encoder(name, *, pretrained, checkpoint_dir, grad_checkpointing=False):
-    """A timm encoder, images to features; `grad_checkpointing` keeps few activations and recomputes the rest."""
+    """A timm encoder, images to features; `grad_checkpointing`: few activations are kept."""
     encoder = build_image_encoder(name, pretrained, checkpoint_dir)
     if grad_checkpointing:
         enable_checkpointing(encoder, name)

@@ -15,8 +15,7 @@ _MAX_RESTORES = 3  # returns to a good set, with ever smaller steps, before a ru
 
 
 class OuterLoop:
-    """The set, its optimiser and its objective, one outer step after another; between two steps, and inside
-    one, it can be saved.
+    """The set, its optimiser and its objective; between two outer steps, and inside one, they can be saved.
 
     step: outer steps done, from first_step on. unlogged: {name: number} of that step while no one has
     recorded it, else None.

@@ -18,8 +18,7 @@ _PANELS = 50  # pairs shown in wandb
 
 
 class Recorder:
-    """Records the steps of an OuterLoop in a run's folder; evaluations: {step: result} of the sets evaluated
-    so far.
+    """Records the steps of an OuterLoop in a run's folder; evaluations: {step: result} so far.
 
     Sets are evaluated by look(synthetic) -> result and saved at the first step, every `eval_it` and the last;
     at the end the set that is best on val is tested by test(synthetic) -> result, which is then `tested`. The

@@ -28,8 +28,7 @@ def initial_set(task, pairs, similarity, *, pix_init, txt_init, lrs, meta, gener
 
 
 def other_start(path):
-    """(state or None, SyntheticSet) that --resume_from names: a run's folder, its state.pt, or a
-    distilled_*.pt.
+    """(state or None, SyntheticSet) of --resume_from: a run's folder, its state.pt, or a distilled_*.pt.
 
     The state begins a new run here: it is evaluated first, and step sizes are those of the flags.
     """
@@ -50,8 +49,7 @@ def other_start(path):
 
 @torch.no_grad()
 def expert_similarity(model, weights, synthetic):
-    """S [N, N] by an expert's `weights`: cosines of image i and text j over those of the pairs themselves,
-    between 0 and 1.
+    """S [N, N] by an expert: cosines of image i and text j over those of the pairs themselves, in [0, 1].
 
     The ablation of the paper in which the similarity is computed instead of learned; 1 on the diagonal.
     """

@@ -38,7 +38,8 @@ def at_best_rates(evaluate, rates, what):
 
 
 def random_baseline(draws, loss_type, rates, evaluate, run_all):
-    """The row of random real pairs under a loss: a student on each of several draws, at the rates best on val.
+    """The row of random real pairs under a loss: a student on each of several draws, at the rates best on
+    val.
 
     evaluate(synthetic, number, loss_type, lrs) -> result of one student; run_all([functions]) -> their
     results.

@@ -36,8 +36,7 @@ def _count_at_least(scores, of_column, of_row):
 
 
 def retrieval_recall(image_features, text_features, txt2img, ks=(1, 5, 10)):
-    """Recall at `ks` in percent, both ways, from image features [N, D], text features [M, D] and txt2img [M]
-    (the image of each text).
+    """Recall at `ks` in percent, both ways, from features [N, D], [M, D] and txt2img [M], each text's image.
 
     `img_r*`: text to image (IR@K of the papers); `txt_r*`: image to text (TR@K), a hit when any of the
     image's texts is among the first K; `r_mean`: the mean of all. A rank counts every wrong item that scores

@@ -49,8 +49,7 @@ def evaluate_synthetic_set(
     breakdown=False,
     world=ALONE,
 ):
-    """Recall of `num_eval` fresh students trained on the set, each under its own seed; see
-    `summarise_students`.
+    """Recall of `num_eval` fresh students, each under its own seed; see `summarise_students`.
 
     make_model() -> TwoTower, called once a student under that student's seed. lrs: (image, text) learning
     rates; the set's own if None. splits: the galleries that recall is measured on, `measurements` times in a

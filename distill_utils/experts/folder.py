@@ -1,4 +1,4 @@
-"""A folder of experts of one kind: where it is, what `meta.yaml` in it says, and what must agree with that."""
+"""A folder of experts of one kind: where it is, what `meta.yaml` in it says, what must agree with that."""
 
 import shutil
 import time
@@ -62,7 +62,8 @@ def require_same_experts(folder, wanted):
     for key, flag in _MUST_AGREE.items():
         if key in meta and key in wanted and meta[key] != wanted[key]:
             raise UserError(
-                f"The experts in {folder} were trained with {key} {meta[key]!r}, but this run has {wanted[key]!r} ({flag})."
+                f"The experts in {folder} were trained with {key} {meta[key]!r}, but this run has "
+                f"{wanted[key]!r} ({flag})."
             )
 
 
@@ -98,7 +99,8 @@ def prepare_folder(folder, meta):
     ):
         if existing.get(key, meta[key]) != meta[key]:
             raise UserError(
-                f"The experts in {folder} have {key} {existing.get(key)}, not {meta[key]}: use another --buffer_path."
+                f"The experts in {folder} have {key} {existing.get(key)}, not {meta[key]}: use another "
+                "--buffer_path."
             )
 
 
@@ -118,11 +120,13 @@ def require_space(folder, missing, model, keep, dtype, share_start):
     )  # the epochs of one expert in training
     free = shutil.disk_usage(folder).free
     print(
-        f"{missing} experts of {keep} snapshots: {size / 2**30:.2f} GiB in {folder} ({free / 2**30:.1f} GiB free)"
+        f"{missing} experts of {keep} snapshots: {size / 2**30:.2f} GiB in {folder} ({free / 2**30:.1f} GiB "
+        "free)"
     )
     if needed > free:
         raise UserError(
-            f"{missing} experts need {needed / 2**30:.2f} GiB while they train, but {folder} has {free / 2**30:.2f} GiB free: "
+            f"{missing} experts need {needed / 2**30:.2f} GiB while they train, but {folder} has "
+            f"{free / 2**30:.2f} GiB free: "
             "see --keep_snapshots, --buffer_dtype and --buffer_path."
         )
 

@@ -37,7 +37,8 @@ def read_forgetting(folder, pairs):
     files = forgetting_files(folder)
     if not files:
         raise UserError(
-            f"{folder} holds no forgetting_*.pt, which buffer.py records while it trains experts (published buffers have none)."
+            f"{folder} holds no forgetting_*.pt, which buffer.py records while it trains experts (published "
+            "buffers have none)."
         )
     totals = [torch.zeros(pairs, dtype=torch.long) for _ in range(2)]
     for file in files:
@@ -45,7 +46,8 @@ def read_forgetting(folder, pairs):
         values = [record.get(key) for key in ("events", "learned")] if isinstance(record, dict) else [None]
         if not all(isinstance(value, torch.Tensor) and value.shape == (pairs,) for value in values):
             raise UserError(
-                f"{file} does not hold the forgetting events of {pairs} train pairs: it is of another data set."
+                f"{file} does not hold the forgetting events of {pairs} train pairs: it is of another data "
+                "set."
             )
         for total, value in zip(totals, values):
             total += value.long()

@@ -14,7 +14,8 @@ def report_epochs(run, n, num_experts, epochs):
         run.log_wandb(epoch, values)
         recall = f", test r_mean {values['Results/r_mean']:.1f}" if "Results/r_mean" in values else ""
         tqdm.write(
-            f"expert {n + 1}/{num_experts}, epoch {epoch}/{epochs}: loss {values['Loss/train_loss']:.3f}{recall}"
+            f"expert {n + 1}/{num_experts}, epoch {epoch}/{epochs}: loss "
+            f"{values['Loss/train_loss']:.3f}{recall}"
         )
         return line
 

@@ -38,7 +38,7 @@ class Progress:
         return load_tensors(self._file(epoch))
 
     def save(self, model, history, forgetting):
-        """After an epoch: all that the next one depends on. Epochs that no one will read again are dropped."""
+        """After an epoch: all that the next one depends on. Epochs that no one reads again are dropped."""
         epoch, weights = history["epoch"], snapshot(model)
         if not all(torch.isfinite(piece).all() for tower in weights for piece in tower):
             raise Diverged(f"A weight became infinite in epoch {epoch}.")

@@ -33,8 +33,7 @@ def train_expert(
     on_epoch,
     on_saved,
 ):
-    """Plain SGD on all real pairs, from where `progress` stands to the last epoch; the last
-    `Progress.history` and `Forgetting.state`.
+    """Plain SGD on all real pairs from where `progress` stands; the last history and `Forgetting.state`.
 
     Evaluated every `eval_freq` epochs and after the last; on_epoch(epoch, values) -> log line is told the
     loss and, then, the recall, and on_saved() is called when the epoch is on the disk.

@@ -26,8 +26,7 @@ SHARED_START = "img_start.pt"
 
 
 def write_expert(folder, n, snapshots, dtype=torch.float32, share_start=False):
-    """Both files of expert n from its snapshots; the text file last, so that a pair of files is a whole
-    expert.
+    """Both files of expert n from its snapshots; the text file last: two files are a whole expert.
 
     share_start: the first image snapshot goes to the folder's `img_start.pt` and is left out here, unless
     another is there already.
@@ -64,7 +63,8 @@ class ExpertTrajectories:
         complete = sorted(set(numbers[0]) & set(numbers[1]))
         if not complete:
             raise UserError(
-                f"{self.folder} holds no experts ({{img,txt}}_replay_buffer_n.pt): train them with buffer.py, "
+                f"{self.folder} holds no experts ({{img,txt}}_replay_buffer_n.pt): train them with "
+                "buffer.py, "
                 "with the same --buffer_path, data set and encoders."
             )
         self._experts = []  # (img snapshots, txt snapshots, where they come from)
@@ -73,7 +73,8 @@ class ExpertTrajectories:
             towers = [self._read(path) for path in files]
             if len(towers[0]) != len(towers[1]):
                 raise UserError(
-                    f"{files.img} holds {len(towers[0])} experts but {files.txt} holds {len(towers[1])}: they are not of one run."
+                    f"{files.img} holds {len(towers[0])} experts but {files.txt} holds {len(towers[1])}: "
+                    "they are not of one run."
                 )
             self._experts += [
                 (img, txt, f"{files.img}, expert {i}") for i, (img, txt) in enumerate(zip(*towers))
@@ -128,7 +129,8 @@ class ExpertTrajectories:
         for img, txt, source in self._experts:
             if len(img) <= last_start_epoch + expert_epochs:
                 raise UserError(
-                    f"{source} has {len(img) - 1} epochs, but --max_start_epoch and --expert_epochs ask for epoch {last_start_epoch + expert_epochs}."
+                    f"{source} has {len(img) - 1} epochs, but --max_start_epoch and --expert_epochs ask for "
+                    f"epoch {last_start_epoch + expert_epochs}."
                 )
             for tower, shots, shapes in zip(TOWERS, (img, txt), wanted):
                 if any([tuple(value.shape) for value in shot] != shapes for shot in shots):
@@ -173,7 +175,7 @@ def _is_weight(value):
 
 
 def _read_ahead(snapshot):
-    """Tell Linux that of a memory-mapped file exactly this snapshot is about to be read, not what follows it."""
+    """Tell Linux that of a memory-mapped file exactly this snapshot is about to be read."""
     if not sys.platform.startswith("linux"):
         return
     begin = min(value.data_ptr() for value in snapshot) // mmap.PAGESIZE * mmap.PAGESIZE

@@ -29,8 +29,10 @@ def require_fits(synthetic, task, path):
     """
     if synthetic.texts.shape[1] != task.text_dim:
         raise UserError(
-            f"{path} holds text embeddings of width {synthetic.texts.shape[1]}, but --text_encoder {task.text_encoder} "
-            f"gives {task.text_dim}: evaluate with the text encoder of the set ({synthetic.meta.get('text_encoder', 'unknown')})."
+            f"{path} holds text embeddings of width {synthetic.texts.shape[1]}, but --text_encoder "
+            f"{task.text_encoder} "
+            f"gives {task.text_dim}: evaluate with the text encoder of the set "
+            f"({synthetic.meta.get('text_encoder', 'unknown')})."
         )
     made_with = synthetic.meta.get("text_fingerprint", task.text_fingerprint)
     if made_with != task.text_fingerprint:
@@ -40,5 +42,6 @@ def require_fits(synthetic, task, path):
         )
     if synthetic.images.shape[-1] != task.image_size:
         raise UserError(
-            f"{path} holds images of {synthetic.images.shape[-1]} pixels, but --image_size is {task.image_size}."
+            f"{path} holds images of {synthetic.images.shape[-1]} pixels, but --image_size is "
+            f"{task.image_size}."
         )

@@ -1,5 +1,4 @@
-"""The synthetic set: images, text embeddings, their similarity and the learned learning rates, in memory and
-on disk.
+"""The synthetic set, images, text embeddings, similarity and learned rates, in memory and on disk.
 
 images, texts, similarity = SyntheticSet.load("logged_files/toy/quickstart").tensors()
 loader = SyntheticSet.load("logged_files/toy/quickstart").loader(batch_size=128)
@@ -22,8 +21,7 @@ from distill_utils.synthetic.similarity import (
 
 
 class SyntheticSet(nn.Module):
-    """N learned pairs: `images` [N, 3, H, W] normalised, `texts` [N, T] embeddings, `similarity()` [N, N],
-    `lr_img`, `lr_txt`.
+    """N pairs: `images` [N, 3, H, W] normalised, `texts` [N, T], `similarity()` [N, N], `lr_img`, `lr_txt`.
 
     A coreset is a synthetic set of real pairs whose similarity is the identity. `meta` says what the set was
     made with.
@@ -59,8 +57,7 @@ class SyntheticSet(nn.Module):
         return self.images.detach(), self.texts.detach(), self.similarity().detach().clone()
 
     def storage(self):
-        """The numbers that the set consists of, in plain image-text pairs: N and what the similarity and the
-        two rates add.
+        """The set's numbers in plain image-text pairs: N and what the similarity and the two rates add.
 
         A low-rank similarity adds 1 + 2 r numbers a pair: the published sets of N - 1 pairs are no larger
         than N plain ones.
@@ -107,8 +104,7 @@ class SyntheticSet(nn.Module):
 
     @classmethod
     def load(cls, path):
-        """A set that this project or the reference wrote (a bare dict without `meta`: its S is then a full
-        matrix).
+        """A set of this project, or of the reference: a dict without `meta`, whose S is then a full matrix.
 
         path: a file, or a run's folder, whose set chosen on val it is. UserError if there is none.
         """
@@ -128,7 +124,8 @@ class SyntheticSet(nn.Module):
                 or not value.numel()
             ):
                 raise UserError(
-                    f"{path} is not a synthetic set: {key!r} must be a tensor of floats with {dimensions} dimensions."
+                    f"{path} is not a synthetic set: {key!r} must be a tensor of floats with {dimensions} "
+                    "dimensions."
                 )
         for key in ("syn_lr_img", "syn_lr_txt"):
             if not isinstance(tensors.get(key), torch.Tensor) or tensors[key].numel() != 1:
@@ -140,7 +137,8 @@ class SyntheticSet(nn.Module):
             or saved["image"].shape[1] != 3
         ):
             raise UserError(
-                f"{path} is not a synthetic set: its images, texts and similarity are not of one number of pairs, or its meta no dict."
+                f"{path} is not a synthetic set: its images, texts and similarity are not of one number of "
+                "pairs, or its meta no dict."
             )
         return cls(
             saved["image"].float(),

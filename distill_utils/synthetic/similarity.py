@@ -9,8 +9,7 @@ SIM_TYPES = ("lowrank", "full", "identity", "expert")  # values of --sim_type; e
 
 
 class LowRankSimilarity(nn.Module):
-    """S = diag(w) + alpha / r * L R^T with w = 1, L ~ N(0, 1), R = 0: the identity at start, 1 + 2 r numbers
-    a pair.
+    """S = diag(w) + alpha / r * L R^T; w = 1, L ~ N(0, 1), R = 0: I at start, 1 + 2 r numbers a pair.
 
     Parameters: `diagonal` [n], `left` [n, r], `right` [n, r].
     """

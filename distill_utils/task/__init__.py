@@ -1,1 +1,1 @@
-"""The real data as models see them: train pairs, val and test galleries, every caption already an embedding."""
+"""The real data as models see them: train pairs, val and test galleries, captions already embedded."""

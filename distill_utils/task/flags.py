@@ -9,8 +9,8 @@ from distill_utils.runs.flags import Parser, count, positive, run_flags, whole
 
 
 def program_parser(doc, folder=True):
-    """A parser with the groups of every program that opens a task: run (with a folder of its own or not), data
-    and model.
+    """A parser with the groups of every program that opens a task: run (with a folder of its own or not),
+    data and model.
     """
     parser = Parser(doc)
     run_flags(parser, folder)
@@ -49,7 +49,7 @@ def data_flags(parser):
     add("--toy_size", _sizes, SIZES, "images of the toy data set", metavar="TRAIN,VAL,TEST")
     add("--num_workers", whole, 2, "processes that decode images")
     add("--no_aug", bool, False, "train on plainly resized real images")
-    subset = "only these train pairs: positions in the annotation file, such as a coreset's indices.npy (default: all)"
+    subset = "only these train pairs, as in a coreset's indices.npy (default: all)"
     add("--train_subset", str, None, subset, metavar="NPY")
 
 

@@ -27,8 +27,8 @@ def open_task(args, device):
 def model_maker(args, task, device):
     """make_model() -> a fresh TwoTower for the task, its heads initialised from torch's global generator.
 
-    The image encoder, the same in every one, is built once and copied. Where it is frozen the task's real images go
-    through it once, here, and not again.
+    The image encoder, the same in every one, is built once and copied. Where it is frozen the task's real
+    images go through it once, here, and not again.
     """
     encoder = build_encoder(
         args.image_encoder,

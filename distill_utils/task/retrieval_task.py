@@ -113,7 +113,8 @@ class RetrievalTask:
         known[known.clone()] = position[numbers[known]] >= 0
         if not known.all():
             raise UserError(
-                f"{source} names the train pair {int(numbers[~known][0])}, which is not among the {len(self.numbers)} of {self.dataset} in use."
+                f"{source} names the train pair {int(numbers[~known][0])}, which is not among the "
+                f"{len(self.numbers)} of {self.dataset} in use."
             )
         return position[numbers]
 
@@ -138,8 +139,7 @@ class RetrievalTask:
 
     @torch.no_grad()
     def look_through(self, encoder, device, batch_size=256):
-        """Keep what a frozen encoder makes of the galleries, and of train images that are not augmented, in
-        place of their pixels.
+        """Keep what a frozen encoder makes of galleries and unaugmented train images instead of pixels.
 
         encoder(images [B, 3, H, W] normalised) -> [B, W]; None: pixels again.
         """

@@ -19,8 +19,7 @@ def sgd(model, lr_img, lr_txt, **options):
 
 
 def train_epoch(model, batches, optimizer, loss_fn, temperature, precision="fp32", observe=None):
-    """One pass over batches of (images, texts, similarity, ...); the mean loss. Raises Diverged when it is
-    not finite.
+    """One pass over batches of (images, texts, similarity, ...); the mean loss, Diverged if it is not finite.
 
     observe(logits [B, B] without a graph, ...) is told what else a batch has, such as the numbers of its
     pairs.
@@ -42,6 +41,7 @@ def train_epoch(model, batches, optimizer, loss_fn, temperature, precision="fp32
     if not torch.isfinite(torch.tensor(mean)):
         rates = ", ".join(f"{group['lr']:.3g}" for group in optimizer.param_groups)
         raise Diverged(
-            f"The training loss became {mean}: the learning rates ({rates}) are too high for this data and model."
+            f"The training loss became {mean}: the learning rates ({rates}) are too high for this data and "
+            "model."
         )
     return mean

@@ -8,8 +8,7 @@ from distill_utils.training.epochs import sgd, train_epoch
 def train_student(
     model, synthetic, *, epochs, batch_size, loss_fn, temperature, lr_img, lr_txt, generator, precision="fp32"
 ):
-    """Train on a synthetic set as LoRS does (Algorithm 2): SGD with momentum .9, decay 5e-4, rates x .1 at
-    half time.
+    """Train on a set as LoRS does (Algorithm 2): SGD, momentum .9, decay 5e-4, rates x .1 at half time.
 
     Yields (epoch, mean loss) after every epoch, counted from 1.
     """
