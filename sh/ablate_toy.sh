@@ -15,7 +15,7 @@ distil() {
     python distill_lors.py $TASK --seed $SEED --name $NAME --buffer_path buffers/ablate_seed$SEED \
         --num_queries 50 --mini_batch_size 20 --syn_steps 8 --expert_epochs 1 --max_start_epoch 2 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 \
         --loss_type WBCE --sim_type lowrank --sim_rank 5 --alpha 1 $STEPS --gradient truncated --second_order finite \
-        --Iteration 40 --eval_it 40 --num_eval 2 --epoch_eval_train 40 "$@" $MORE
+        --Iteration 40 --eval_it 40 --num_eval 2 --num_eval_during 2 --measurements 5 --epoch_eval_train 40 "$@" $MORE
 }
 
 for SEED in ${SEEDS:-0 1 2}; do

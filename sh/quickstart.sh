@@ -17,7 +17,7 @@ echo "--- 2/4 distilling 30 pairs"
 python distill_lors.py $TASK $RUN --num_queries 30 --mini_batch_size 20 --syn_steps 8 --expert_epochs 1 --max_start_epoch 2 \
     --lr_img 100 --lr_txt 5000 --lr_lr 0.0003 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 \
     --loss_type InfoNCE --sim_type identity --gradient truncated --second_order finite \
-    --Iteration 140 --eval_it 35 --num_eval 3 --epoch_eval_train 60 "$@"
+    --Iteration 140 --eval_it 35 --num_eval 3 --num_eval_during 3 --measurements 5 --epoch_eval_train 60 "$@"
 
 echo "--- 3/4 evaluating it beside random real pairs"
 python -m distill_utils.evaluate $TASK $RUN --ckpt_path "logged_files/toy/$NAME" --baselines --num_eval 5 --epoch_eval_train 60 "$@"
