@@ -127,7 +127,7 @@ def main(argv=None):
         raise UserError(f"--out {out} exists already: give a new path, nothing is overwritten.")
     synthetic, notes = SyntheticSet.load(path), []
     step, count = synthetic.meta.get("step"), len(synthetic)
-    rows = set_rows(read_results(path.parent), step, notes)
+    rows = set_rows(read_results(path.parent), path, synthetic, notes)
     nearest = read_nearest(path.parent, step, count, notes)
     pairs = describe_pairs(nearest, source_captions(synthetic, notes), count)
     FORMS[args.to](synthetic, out, pairs, card(synthetic, path, rows, args.licence))

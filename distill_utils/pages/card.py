@@ -1,7 +1,7 @@
 """The model card of an exported set: what it is, how good it is, how to train on it."""
 
 from distill_utils.evaluation.protocols import METRICS
-from distill_utils.pages.inputs import fact
+from distill_utils.pages.inputs import fact, on_other_data
 from distill_utils.pages.templates import render
 
 _LABELS = {
@@ -36,7 +36,11 @@ def card(synthetic, path, rows, licence):
         std=meta["std"],
         file=path.name,
         metrics=METRICS,
-        rows=[line for name, row in rows.items() for line in _lines(_LABELS[name], row)],
+        rows=[
+            line
+            for name, row in rows.items()
+            for line in _lines(_LABELS[name] + on_other_data(row, synthetic), row)
+        ],
     )
 
 

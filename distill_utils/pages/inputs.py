@@ -1,13 +1,13 @@
 """The files of a run as the pages take them: checked, what is damaged named and left out."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from distill_utils.evaluation.protocols import METRICS, PROTOCOLS
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_json, read_yaml
+from distill_utils.synthetic.checkpoint import belongs_to, saved_sets
 from distill_utils.synthetic.set import SyntheticSet
 
 ROWS = (
@@ -92,21 +92,57 @@ def read_result(row):
     return headline | {"protocols": protocols, "storage": storage, "dataset": words(row.get("dataset"))}
 
 
-def set_rows(results, step, notes):
-    """{name: checked row} of results.json for the set of an outer step: ROWS, and, without a row "distilled",
-    the run's own evaluation of that step as "while distilling". What is damaged is said in `notes`.
+def set_rows(results, path, synthetic, notes):
+    """{name: checked row} of results.json for the set `synthetic` in the file `path`: ROWS, and, where there is
+    no row "distilled", the run's own evaluation of it as "while distilling".
+
+    What is damaged, or of another set, is said in `notes`.
     """
-    found = {name: results[name] for name in ROWS if name in results}
-    if "distilled" not in found:
-        evaluations = results.get("evaluations", [])
-        own = [e for e in evaluations if isinstance(e, dict) and e.get("step") == step and "r_mean" in e]
-        if own:
-            found["while distilling"] = own[0]
-    rows = {name: read_result(row) for name, row in found.items()}
-    for name in [name for name, row in rows.items() if row is None]:
-        notes.append(f"The row {name!r} of results.json is damaged and left out.")
-        del rows[name]
+    named = _with_files(results)
+    rows, others = {}, {}
+    for name, row in named.items():
+        checked = read_result(row)
+        if checked is None:
+            notes.append(f"The row {name!r} of results.json is damaged and left out.")
+        elif belongs_to(row, path, synthetic):
+            rows[name] = checked
+        else:
+            others[name] = words(row.get("file")) or "an unknown file"
+    if others:
+        of = ", ".join(f"{name} of {file}" for name, file in others.items())
+        notes.append(f"Not shown, being of another set than {path.name}: {of}.")
+    if "distilled" not in rows and (own := _own_evaluation(results, path, synthetic)):
+        rows["while distilling"] = own
     return rows
+
+
+def _with_files(results):
+    """ROWS of results.json. Those that do not say which file they are of, as earlier versions wrote them, get
+    the one that everything else in results.json names, if that is one.
+    """
+    rows = {name: results[name] for name in ROWS if name in results}
+    files = {row["file"] for row in map(_mapping, rows.values()) if isinstance(row.get("file"), str)}
+    selected = results.get("selected_step")
+    files |= {f"distilled_{selected}.pt"} if type(selected) is int else set()
+    if len(files) != 1:
+        return rows
+    return {name: {"file": min(files)} | row if isinstance(row, dict) else row for name, row in rows.items()}
+
+
+def _own_evaluation(results, path, synthetic):
+    """The run's own evaluation of a set, None where that was not tested."""
+    evaluations = results.get("evaluations")
+    for row in evaluations if isinstance(evaluations, list) else []:
+        row = {"file": f"distilled_{_mapping(row).get('step')}.pt"} | _mapping(row)
+        if "r_mean" in row and belongs_to(row, path, synthetic):
+            return read_result(row)
+    return None
+
+
+def on_other_data(row, synthetic):
+    """What to add to a row's name where its data are not those that the set was distilled from."""
+    made_from = words(synthetic.meta.get("dataset"))
+    return f", on {row['dataset']}" if row["dataset"] and made_from not in (None, row["dataset"]) else ""
 
 
 # --- what else lies in a run's folder ---
@@ -217,8 +253,7 @@ def open_run(run_dir):
     except UserError as error:
         notes.append(str(error))
         results = {}
-    matches = ((re.fullmatch(r"distilled_(\d+)\.pt", path.name), path) for path in folder.iterdir())
-    sets = {int(match[1]): path for match, path in matches if match}
+    sets = saved_sets(folder)
     if not sets:
         raise UserError(f"{run_dir} holds no distilled_*.pt to report on.")
     selected = results.get("selected_step")
@@ -229,7 +264,7 @@ def open_run(run_dir):
         step=step,
         initial=SyntheticSet.load(sets[0]) if 0 in sets and step != 0 else None,
         final=final,
-        rows=set_rows(results, step, notes),
+        rows=set_rows(results, sets[step], final, notes),
         log=read_log(folder / "log.jsonl", notes),
         nearest=read_nearest(folder, step, len(final), notes),
         sources=source_captions(final, notes),

@@ -6,7 +6,7 @@ import yaml
 
 from distill_utils.pages.figures import curve_figures, svg
 from distill_utils.pages.images import image_uri, similarity_image
-from distill_utils.pages.inputs import fact, words
+from distill_utils.pages.inputs import fact, on_other_data, words
 from distill_utils.pages.templates import render
 from distill_utils.runs.writing import write_text
 
@@ -83,12 +83,9 @@ def _facts(run, provenance):
 
 def _row(name, row, run):
     """A row of the table: its label, the recalls, n, the mean by the other protocols, the storage."""
-    label, made_from = _LABELS.get(name, name), words(run.final.meta.get("dataset"))
-    if row["dataset"] and made_from and row["dataset"] != made_from:
-        label = f"{label}, on {row['dataset']}"
     others = [row["protocols"][p]["r_mean"] if row["protocols"] else None for p in ("last", "best")]
     return {
-        "label": label,
+        "label": _LABELS.get(name, name) + on_other_data(row, run.final),
         "cells": [row[key] for key in COLUMNS],
         "n": row["r_mean"]["n"],
         "others": others,

@@ -6,8 +6,9 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-# Backslashes before these keep text from being Markdown, HTML, a row of a table or a link.
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|&!~$:@])|(?<=www)\.")
+# Backslashes before these keep text from being Markdown, HTML, a row of a table or a link. An underscore
+# within a word is none of that.
+_MARKDOWN = re.compile(r"[\\`*{}\[\]<>#|&!~$:@]|(?<!\w)_|_(?!\w)|(?<=www)\.")
 
 
 def escape_markdown(value):

@@ -1,4 +1,4 @@
-"""Which file of a run holds its set, and whether that set fits a task."""
+"""Which file of a run holds its set, which results are of it, and whether it fits a task."""
 
 import re
 from pathlib import Path
@@ -14,13 +14,29 @@ def find_checkpoint(path):
     path = Path(path)
     if not path.is_dir():
         return path
-    steps = sorted(
-        int(match[1]) for file in path.iterdir() if (match := re.fullmatch(r"distilled_(\d+)\.pt", file.name))
-    )
-    if not steps:
+    sets = saved_sets(path)
+    if not sets:
         raise UserError(f"{path} holds no distilled_*.pt.")
-    step = read_json(path / "results.json", {}).get("selected_step", steps[-1])
-    return path / f"distilled_{step}.pt"
+    step = read_json(path / "results.json", {}).get("selected_step", max(sets))
+    if type(step) is not int or step not in sets:
+        chosen = f"{path / 'results.json'} names {step!r:.20} as the outer step chosen on val"
+        raise UserError(f"{chosen}, of which there is no set.")
+    return sets[step]
+
+
+def saved_sets(folder):
+    """{outer step: file} of the sets in a run's folder."""
+    matches = ((re.fullmatch(r"distilled_(\d+)\.pt", file.name), file) for file in Path(folder).iterdir())
+    return {int(match[1]): file for match, file in matches if match}
+
+
+def belongs_to(row, path, synthetic):
+    """Whether a row of results.json is of the set `synthetic` in the file `path`: by its digest, or by the
+    file's name where the row has none or the set is None. A row that names neither is of no set.
+    """
+    if "digest" in row and synthetic is not None:
+        return row["digest"] == synthetic.digest()
+    return row.get("file") == Path(path).name
 
 
 def require_fits(synthetic, task, path):

@@ -4,6 +4,8 @@ images, texts, similarity = SyntheticSet.load("logged_files/toy/quickstart").ten
 loader = SyntheticSet.load("logged_files/toy/quickstart").loader(batch_size=128)
 """
 
+import hashlib
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -65,6 +67,22 @@ class SyntheticSet(nn.Module):
         pairs = self.images.numel() + self.texts.numel()
         similarity = sum(value.numel() for value in self.similarity.state_dict().values())
         return (pairs + similarity + 2) * len(self) / pairs
+
+    @torch.no_grad()
+    def digest(self):
+        """Which set this is, in 16 hexadecimal digits of a sha256 over images, texts, similarity and rates.
+
+        Of the similarity what it is made of, for the last bits of a product depend on the machine.
+        """
+        similarity = self.similarity
+        made_of = [similarity.kind, str(getattr(similarity, "alpha", None))]
+        digest = hashlib.sha256(" ".join(made_of).encode())
+        learned = (self.images, self.texts, *similarity.state_dict().values(), self.lr_img, self.lr_txt)
+        for tensor in learned:
+            array = tensor.cpu().contiguous().numpy()
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(array.data)
+        return digest.hexdigest()[:16]
 
     def pixels(self):
         """The images in [0, 1], [N, 3, H, W]."""

@@ -23,7 +23,7 @@ def test_runs_that_differ_by_their_seed_are_one_row(tmp_path, capsys):
             "selected_step": 20,
             "evaluations": [{"step": 0} | result(1.0), {"step": 20} | result(14.0)],
         },
-        "b": {"distilled": result(5.0)},
+        "b": {"distilled": result(5.0) | {"file": "distilled_7.pt"}, "selected_step": 7},
         "c": {},
     }.items():
         (tmp_path / name).mkdir()
