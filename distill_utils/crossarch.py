@@ -94,7 +94,8 @@ def main(argv=None):
                 rows[name] = evaluate()
             except Diverged as error:
                 rows[name] = {"diverged": str(error)}
-    run.update_results({"cross": {name: row | {"file": path.name} for name, row in rows.items()}})
+    about = {"file": path.name, "digest": synthetic.digest()}
+    run.update_results({"cross": {name: row | about for name, row in rows.items()}})
     run.finish()
     if run.world.first:
         print(

@@ -70,7 +70,8 @@ def main(argv=None):
     rates = [(rate, rate) for rate in args.rates]
     if "coreset" not in synthetic.meta:  # whose rates nobody learned
         rates.append((synthetic.lr_img.item(), synthetic.lr_txt.item()))
-    about = {"file": path.name, "dataset": args.dataset, "distilled_from": synthetic.meta.get("dataset")}
+    about = {"file": path.name, "digest": synthetic.digest()}
+    about |= {"dataset": args.dataset, "distilled_from": synthetic.meta.get("dataset")}
     about |= {
         key: getattr(args, key) for key in ("image_encoder", "text_encoder", "image_size", "image_trainable")
     }

@@ -99,7 +99,7 @@ class Recorder:
         return self.run.directory / f"distilled_{step}.pt"
 
     def _keep(self, step, result):
-        self.evaluations[step] = result
+        self.evaluations[step] = result | {"digest": self.loop.synthetic.digest()}
         listed = [{"step": s} | r for s, r in sorted(self.evaluations.items())]
         self.run.update_results({"selected_step": selected_step(self.evaluations), "evaluations": listed})
 
@@ -126,7 +126,8 @@ class Recorder:
         """
         step = selected_step(self.evaluations)
         if not is_tested(self.evaluations[step]) and (self.tested or {}).get("step") != step:
-            result = self.test(SyntheticSet.load(self._file(step)))
+            chosen = SyntheticSet.load(self._file(step))
+            result = {"digest": chosen.digest()} | self.test(chosen)
             with undisturbed():
                 self.tested = {"step": step} | result
                 self.run.update_results({"selected": self.tested})

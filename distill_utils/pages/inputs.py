@@ -93,8 +93,8 @@ def read_result(row):
 
 
 def set_rows(results, path, synthetic, notes):
-    """{name: checked row} of results.json for the set `synthetic` in the file `path`: ROWS, and, where there is
-    no row "distilled", the run's own evaluation of it as "while distilling".
+    """{name: checked row} of results.json for the set `synthetic` in the file `path`: ROWS, and, without
+    a row "distilled", the run's own evaluation of it as "while distilling".
 
     What is damaged, or of another set, is said in `notes`.
     """
@@ -130,9 +130,9 @@ def _with_files(results):
 
 
 def _own_evaluation(results, path, synthetic):
-    """The run's own evaluation of a set, None where that was not tested."""
+    """The run's own test of a set, None where there was none."""
     evaluations = results.get("evaluations")
-    for row in evaluations if isinstance(evaluations, list) else []:
+    for row in [*(evaluations if isinstance(evaluations, list) else []), results.get("selected")]:
         row = {"file": f"distilled_{_mapping(row).get('step')}.pt"} | _mapping(row)
         if "r_mean" in row and belongs_to(row, path, synthetic):
             return read_result(row)

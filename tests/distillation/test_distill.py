@@ -88,8 +88,13 @@ def test_distill_evaluate_report(here):
         yaml.safe_load((directory / "args.yaml").read_text())["num_queries"] == 6
     )  # evaluate leaves the run's own arguments
 
-    report([str(directory)])
-    assert (directory / "report.html").read_text().startswith("<!")
+    digests = {step: SyntheticSet.load(directory / f"distilled_{step}.pt").digest() for step in (0, 2, 3)}
+    assert digests == {row["step"]: row["digest"] for row in results["evaluations"]}
+    rows = [results[row] for row in ("random", "random_same_loss", "distilled", "full")]
+    assert {row["digest"] for row in [*rows, results["selected"]]} == {digests[results["selected_step"]]}
+
+    page = report([str(directory)]).read_text()
+    assert page.startswith("<!") and "random pairs, InfoNCE" in page and "Not " not in page
 
 
 def test_args_yaml_replays_the_run_to_the_byte(here):

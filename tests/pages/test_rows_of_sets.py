@@ -84,6 +84,10 @@ def test_a_step_that_was_looked_at_on_val_alone_is_not_evaluated(run, capsys):
     folder, sets = run
     on_val = {"step": 9, "on_val": row(11.1), "val_r_mean": {"mean": 11.1, "std": 0.5, "n": 3}}
     assert shown(folder, {"evaluations": [on_val]}, capsys) == [False] * 3
+    tested = {"evaluations": [on_val], "selected": {"step": 9} | row(11.1)}
+    assert shown(folder, tested, capsys) == [True] * 3
+    tested["selected"]["digest"] = sets[5].digest()
+    assert shown(folder, tested, capsys) == [False] * 3
 
 
 def test_a_set_that_is_exported_from_its_file_has_its_own_numbers(run):
