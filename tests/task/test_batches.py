@@ -1,0 +1,68 @@
+"""What experts are trained on: shuffled real pairs, augmented unless --no_aug, each image with its texts."""
+
+import pytest
+import torch
+
+from data.transforms import normalise
+from distill_utils.runs.seeds import generator
+from distill_utils.task.retrieval_task import RetrievalTask
+
+
+@pytest.fixture(scope="module")
+def make_task(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+
+    def make(augment):
+        where = {"image_root": folder / "data", "ann_root": folder / "data"}
+        options = {"image_size": 24, "toy_sizes": (9, 2, 2), "num_workers": 0, "augment": augment}
+        return RetrievalTask("toy", "toy_bert", checkpoint_dir=folder / "checkpoints", **where, **options)
+
+    return {augment: make(augment) for augment in (True, False)}.__getitem__
+
+
+def epoch(task, seed):
+    """{pair: (image, text)} in the order seen, and that order."""
+    seen, order = {}, []
+    for images, texts, similarity, pairs in task.train_batches(7, generator(seed), "cpu"):
+        assert torch.equal(similarity, torch.eye(len(pairs)))
+        seen |= {int(pair): (image, text) for pair, image, text in zip(pairs, images, texts)}
+        order += pairs.tolist()
+    return seen, order
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_every_epoch_has_every_pair_once_in_another_order(make_task, augment):
+    task = make_task(augment)
+    orders = [epoch(task, seed)[1] for seed in (0, 1, 0)]
+    pairs = list(range(len(task.train)))
+    assert orders[0] == orders[2] != orders[1] and pairs not in orders
+    assert sorted(orders[0]) == sorted(orders[1]) == pairs
+    # Captions of one image lie together in the file, not in a batch.
+    assert not any(len({pair // 5 for pair in order[:7]}) <= 2 for order in orders)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_images_are_augmented_anew_unless_told_otherwise(make_task, augment):
+    task = make_task(augment)
+    torch.manual_seed(0)
+    first, second = (epoch(task, seed)[0] for seed in (0, 1))
+    plain, texts, _ = task.real_pairs(torch.arange(len(task.train)))
+    changed = [not torch.equal(first[pair][0], second[pair][0]) for pair in first]
+    moved = [not torch.equal(first[pair][0], plain[pair]) for pair in first]
+    assert any(changed) == augment == any(moved)
+    assert all(torch.equal(text, texts[pair]) for pair, (_, text) in first.items())
+
+
+def test_a_frozen_encoders_features_are_those_of_the_pairs_images(make_task):
+    task = make_task(False)
+    plain, *_ = task.real_pairs(torch.arange(len(task.train)))
+    try:
+        task.look_through(torch.nn.Flatten(), "cpu", batch_size=4)
+        seen, order = epoch(task, 0)
+        assert order != sorted(order)
+        assert all(torch.equal(feature, plain[pair].flatten()) for pair, (feature, _) in seen.items())
+        galleries, pixels = task.galleries, task._pixels
+        for split in ("val", "test"):
+            assert torch.equal(galleries[split].images, normalise(pixels[split].images).flatten(1))
+    finally:
+        task.look_through(None, "cpu")
