@@ -1,0 +1,206 @@
+"""Mutations of the protocol, on each of which some test must fail: mutants.py makes them."""
+
+# (file, the tests that must fail, {what is wrong: (text that stands in the file once, what becomes of it)}).
+MUTATIONS = [
+    (
+        "distill_utils/evaluation/protocols.py",
+        "tests/evaluation/test_protocols.py",
+        {
+            "epoch chosen on test": (
+                'lambda point: point["val"]["r_mean"]',
+                'lambda point: point["test"]["r_mean"]',
+            ),
+            "the latest of equal epochs": (
+                'max(curve, key=lambda point: point["val"]',
+                'max(curve[::-1], key=lambda point: point["val"]',
+            ),
+            "headline of students is best": (
+                'protocols["val"] | {"protocols": protocols',
+                'protocols["best"] | {"protocols": protocols',
+            ),
+            "headline of runs is best": ('return protocols["val"]', 'return protocols["best"]'),
+            "std of the population": ("statistics.stdev(", "statistics.pstdev("),
+        },
+    ),
+    (
+        "distill_utils/distillation/recording.py",
+        "tests/evaluation/test_protocols.py",
+        {
+            "outer step chosen on test": (
+                'evaluations[step]["val_r_mean"]["mean"])',
+                'evaluations[step]["r_mean"]["mean"])',
+            ),
+            "the latest of equal outer steps": (
+                "max(sorted(evaluations), key",
+                "max(sorted(evaluations, reverse=True), key",
+            ),
+            "last and best swapped in the log": (
+                'for protocol in ("last", "best")',
+                'for protocol in ("best", "last")',
+            ),
+        },
+    ),
+    (
+        "distill_utils/evaluation/retrieval.py",
+        "tests/evaluation/test_retrieval.py",
+        {
+            "ties are hits": ("torch.ge(part, of_column", "torch.gt(part, of_column"),
+            "recall at k + 1": ("(ranks < k)", "(ranks <= k)"),
+        },
+    ),
+    (
+        "distill_utils/training/students.py",
+        "tests/training/test_student_training.py",
+        {
+            "students without momentum": ("momentum=0.9, ", ""),
+            "students without weight decay": (", weight_decay=5e-4", ""),
+            "students without schedule": ("        schedule.step()\n", ""),
+            "schedule at the end": ("[epochs // 2]", "[epochs]"),
+            "students see one order": ("(batch_size, generator=generator)", "(batch_size, shuffle=False)"),
+            "temperature ignored in students": (
+                "loss_fn, temperature, precision)",
+                "loss_fn, 0.07, precision)",
+            ),
+        },
+    ),
+    (
+        "distill_utils/training/epochs.py",
+        "tests/training/test_student_training.py",
+        {
+            "image rate for both towers": ("zip(towers, (lr_img, lr_txt))", "zip(towers, (lr_img, lr_img))"),
+            "rates swapped": ("zip(towers, (lr_img, lr_txt))", "zip(towers, (lr_txt, lr_img))"),
+            "similarity ignored": (
+                "loss_fn(logits, similarity)",
+                "loss_fn(logits, torch.eye(len(logits)).to(logits))",
+            ),
+            "training without dropout": ("    model.train()\n", "    model.eval()\n"),
+        },
+    ),
+    (
+        "distill_utils/synthetic/set.py",
+        "tests/training/test_student_training.py",
+        {"shuffling off in students": ("shuffle=shuffle, generator", "shuffle=False, generator")},
+    ),
+    (
+        "distill_utils/evaluation/students.py",
+        "tests/evaluation/test_students.py",
+        {
+            "learned rates ignored": (
+                "lrs or (synthetic.lr_img.item(), synthetic.lr_txt.item())",
+                "lrs or (0.1, 0.1)",
+            ),
+            "one seed for all students": (
+                'derive_seed(seed, "student", number)',
+                'derive_seed(seed, "student")',
+            ),
+            "dropout alive during recall": ("    model.eval()\n", ""),
+            "students begin alike": ("torch.manual_seed(student_seed)", "torch.manual_seed(0)"),
+            "students' batches in one order": (
+                "generator=generator(student_seed)",
+                "generator=generator(seed)",
+            ),
+            "temperature ignored in evaluation": ("temperature=temperature,\n", "temperature=0.07,\n"),
+            "towers' learned rates swapped": (
+                "lr_img=lr_img,\n                lr_txt=lr_txt",
+                "lr_img=lr_txt,\n                lr_txt=lr_img",
+            ),
+        },
+    ),
+    (
+        "distill_utils/training/epochs.py",
+        "tests/evaluation/test_students.py",
+        {"dropout stays off after a measurement": ("    model.train()\n", "")},
+    ),
+    (
+        "distill_utils/experts/training.py",
+        "tests/experts/test_expert_training.py",
+        {
+            "temperature ignored in experts": (
+                "loss_fn, temperature, precision, forgetting",
+                "loss_fn, 0.07, precision, forgetting",
+            ),
+            "experts with momentum": (
+                "sgd(model, lr_img, lr_txt)",
+                "sgd(model, lr_img, lr_txt, momentum=0.9)",
+            ),
+            "experts' rates swapped": ("sgd(model, lr_img, lr_txt)", "sgd(model, lr_txt, lr_img)"),
+            "experts log val as test": (
+                '["test"][key] for key in METRICS',
+                '["val"][key] for key in METRICS',
+            ),
+            "experts see one order": (
+                'generator(seed, "batches", attempt, epoch)',
+                'generator(seed, "batches")',
+            ),
+        },
+    ),
+    (
+        "buffer.py",
+        "tests/experts/test_buffer_flags.py tests/experts/test_buffer.py",
+        {
+            "one seed for all experts": (
+                'derive_seed(args.seed, "expert", n)',
+                'derive_seed(args.seed, "expert")',
+            ),
+            "--seed ignored by buffer": (
+                'derive_seed(args.seed, "expert", n)',
+                'derive_seed(0, "expert", n)',
+            ),
+            "--temperature ignored by buffer": ("temperature=args.temperature", "temperature=0.07"),
+            "--loss_type ignored by buffer": ("loss_fn=LOSSES[args.loss_type]", 'loss_fn=LOSSES["InfoNCE"]'),
+            "--lr_teacher_txt ignored by buffer": (
+                "lr_txt=args.lr_teacher_txt",
+                "lr_txt=args.lr_teacher_img",
+            ),
+        },
+    ),
+    (
+        "distill_utils/task/from_flags.py",
+        "tests/experts/test_buffer_flags.py",
+        {"experts never augmenting": ("augment=not args.no_aug", "augment=False")},
+    ),
+    (
+        "distill_utils/task/retrieval_task.py",
+        "tests/task/test_batches.py",
+        {
+            "augmentation lost on the way": (
+                "image_size=image_size, augment=augment",
+                "image_size=image_size, augment=False",
+            ),
+            "augmented images kept": ("if self.augment or size", "if size"),
+            "experts' batches unshuffled": (
+                "batch_size, shuffle=True, generator",
+                "batch_size, shuffle=False, generator",
+            ),
+        },
+    ),
+    (
+        "distill_utils/distillation/from_flags.py",
+        "tests/distillation/test_flags_reach.py",
+        {
+            "--merge_loss_branches ignored": ("merge_towers=args.merge_loss_branches", "merge_towers=False"),
+            "temperature ignored in matching": (
+                "        temperature=args.temperature,\n        path_device",
+                "        path_device",
+            ),
+            "--gradient ignored": ("gradient=args.gradient,", 'gradient="truncated",'),
+            "--loss_type ignored in matching": ("LOSSES[args.loss_type]", 'LOSSES["WBCE"]'),
+            "--expert_epochs ignored": ("expert_epochs=args.expert_epochs", "expert_epochs=1"),
+            "--lr_teacher_txt ignored by the set": (
+                "lrs=(args.lr_teacher_img, args.lr_teacher_txt)",
+                "lrs=(args.lr_teacher_img, 0.1)",
+            ),
+        },
+    ),
+    (
+        "distill_utils/matching/gradient.py",
+        "tests/matching/test_gradient.py",
+        {
+            "towers never merged": ('gradient == "full", merge_towers', 'gradient == "full", False'),
+            "temperature lost in the matcher": (
+                "loss_fn, temperature, precision, compile)",
+                "loss_fn, 0.07, precision, compile)",
+            ),
+        },
+    ),
+]
