@@ -64,13 +64,18 @@ def tried(folder, file, tests, text, replacement):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-k", default="", metavar="WORD", help="only mutations with this in their name")
+    parser.add_argument(
+        "-k",
+        default="",
+        metavar="WORD",
+        help="only mutations with this in their name or in that of their file",
+    )
     word = parser.parse_args(argv).k
     chosen = [
         (name, file, tests, change)
         for file, tests, changes in MUTATIONS
         for name, change in changes.items()
-        if word in name
+        if word in name or word in file
     ]
     torch.set_num_threads(1)  # and no work here, so that there are no threads that a fork would lose
     with tempfile.TemporaryDirectory() as folder:

@@ -14,12 +14,13 @@ MUTATIONS = [
                 'max(curve, key=lambda point: point["val"]',
                 'max(curve[::-1], key=lambda point: point["val"]',
             ),
-            "headline of students is best": (
-                'protocols["val"] | {"protocols": protocols',
-                'protocols["best"] | {"protocols": protocols',
-            ),
+            "headline of students is best": ('summary |= protocols["val"]', 'summary |= protocols["best"]'),
             "headline of runs is best": ('return protocols["val"]', 'return protocols["best"]'),
             "std of the population": ("statistics.stdev(", "statistics.pstdev("),
+            "last and best swapped": (
+                '"last": curve[-1]["test"], "best": best["test"]',
+                '"last": best["test"], "best": curve[-1]["test"]',
+            ),
         },
     ),
     (
@@ -39,6 +40,46 @@ MUTATIONS = [
                 'for protocol in ("best", "last")',
             ),
         },
+    ),
+    (
+        "distill_utils/distillation/recording.py",
+        "tests/distillation/test_recording.py",
+        {
+            "the last set tested": ("SyntheticSet.load(self._file(step))", "self.loop.synthetic"),
+            "sets looked at in the end alone": ("step % self.eval_it == 0 or", ""),
+        },
+    ),
+    (
+        "distill_utils/evaluation/baselines.py",
+        "tests/evaluation/test_baselines.py",
+        {
+            "rates of real pairs chosen on test": (
+                'key=lambda result: result["val_r_mean"]["mean"]',
+                'key=lambda result: result["r_mean"]["mean"]',
+            )
+        },
+    ),
+    (
+        "distill_utils/evaluate.py",
+        "tests/evaluation/test_flags_of_evaluate.py",
+        {
+            "one seed for all random students": (
+                'derive_seed(args.seed, "random", number)',
+                'derive_seed(args.seed, "random")',
+            ),
+            "one draw for all random students": (
+                "len(synthetic), numbers)",
+                'len(synthetic), generator(args.seed, "coreset"))',
+            ),
+            "distilled sets choose rates too": ("        return students()\n", "        pass\n"),
+            "learned rates kept from real pairs": ("rates.append(", "print("),
+            "set's loss ignored": ('args.loss_type or synthetic.meta.get("loss", "WBCE")', '"WBCE"'),
+        },
+    ),
+    (
+        "distill_utils/evaluation/from_flags.py",
+        "tests/evaluation/test_flags_of_evaluate.py",
+        {"set's temperature ignored": ('"image_size", "temperature")', '"image_size")')},
     ),
     (
         "distill_utils/evaluation/retrieval.py",
@@ -93,6 +134,7 @@ MUTATIONS = [
                 'derive_seed(seed, "student", number)',
                 'derive_seed(seed, "student")',
             ),
+            "val measured on test": ("task.galleries[s]", 'task.galleries["test"]'),
             "dropout alive during recall": ("    model.eval()\n", ""),
             "students begin alike": ("torch.manual_seed(student_seed)", "torch.manual_seed(0)"),
             "students' batches in one order": (
@@ -183,6 +225,13 @@ MUTATIONS = [
                 "        temperature=args.temperature,\n        path_device",
                 "        path_device",
             ),
+            "test looked at while distilling": ('else ("val",)', 'else ("val", "test")'),
+            "temperature ignored while distilling": (
+                "        temperature=args.temperature,\n        seed",
+                "        seed",
+            ),
+            "--num_eval ignored": ("test = partial(evaluate, num_eval=args.num_eval)", "test = evaluate"),
+            "--lr_sim ignored": ("lr_sim=args.lr_sim", "lr_sim=args.lr_lr"),
             "--gradient ignored": ("gradient=args.gradient,", 'gradient="truncated",'),
             "--loss_type ignored in matching": ("LOSSES[args.loss_type]", 'LOSSES["WBCE"]'),
             "--expert_epochs ignored": ("expert_epochs=args.expert_epochs", "expert_epochs=1"),

@@ -128,3 +128,74 @@ def test_the_seed_decides_the_first_pairs(spies, seeds, same):
         from_flags.open_set(parse("--seed", str(seed)), RUN, TinyTask(), {})
     states = [args[3].initial_seed() for args, _ in select.calls]
     assert (states[0] == states[1]) == same
+
+
+def open_loop(spies, *words, state=None):
+    """The Spies of the optimiser, the loop and the recorder, and the two evaluations that it was given."""
+    made = spies("outer_optimizer", "OuterLoop", "Recorder", "evaluate_synthetic_set")
+    task, model_maker, synthetic = TinyTask(), object(), object()
+    opened = from_flags.open_loop(parse(*words), RUN, synthetic, object(), state, task, model_maker)
+    optimizer, loop, recorder, evaluate = made
+    assert opened == (loop, recorder) and recorder.calls[0][0][:3] == (RUN, loop, task)
+    look, test = recorder.calls[0][0][3:]
+    for students in (look, test):
+        students("a set")
+    (given, looked), (_, tested) = evaluate.calls
+    assert given == ("a set",) and (looked["task"], looked["make_model"]) == (task, model_maker)
+    return optimizer, loop, recorder, looked, tested
+
+
+def test_flags_of_the_optimiser_and_the_loop(spies):
+    words = (
+        "--lr_img 1 --lr_txt 2 --lr_lr 3 --lr_sim 4 --momentum_syn .1 --momentum_lr .2 --momentum_sim .3 "
+        "--learn images,lrs --clamp_lr .01 --max_lr 7 --max_bad_steps 9 "
+        "--Iteration 70 --eval_it 30 --save_it 20"
+    )
+    optimizer, loop, recorder, *_ = open_loop(spies, *words.split())
+    assert optimizer.told == {
+        "lr_img": 1.0,
+        "lr_txt": 2.0,
+        "lr_lr": 3.0,
+        "lr_sim": 4.0,
+        "momentum_syn": 0.1,
+        "momentum_lr": 0.2,
+        "momentum_sim": 0.3,
+        "learn": ("images", "lrs"),
+    }
+    assert (loop.told["clamp_lr"], loop.told["max_lr"], loop.told["max_bad_steps"]) == (0.01, 7.0, 9)
+    told = recorder.told
+    assert (told["last_step"], told["eval_it"], told["save_it"]) == (70, 30, 20)
+
+
+def test_flags_of_the_students(spies):
+    words = (
+        "--epoch_eval_train 6 --batch_eval 5 --loss_type KL --temperature .3 --precision bf16 --num_eval 4 "
+        "--num_eval_during 3 --measurements 7"
+    )
+    *_, looked, tested = open_loop(spies, *words.split())
+    for students in (looked, tested):
+        assert (students["epochs"], students["batch_size"], students["loss_type"]) == (6, 5, "KL")
+        assert (students["temperature"], students["precision"]) == (0.3, "bf16")
+        assert "lrs" not in students  # those that the set has learned
+    assert (looked["num_eval"], looked["measurements"], looked["splits"]) == (3, 7, ("val",))
+    assert tested["num_eval"] == 4 and tested.keys().isdisjoint(("splits", "measurements"))
+
+
+def test_students_while_distilling_are_no_more_than_those_of_the_test(spies):
+    *_, looked, tested = open_loop(spies, "--num_eval", "1", "--num_eval_during", "3", "--eval_test")
+    assert (looked["num_eval"], tested["num_eval"], looked["splits"]) == (1, 1, ("val", "test"))
+
+
+def test_the_seed_reaches_the_students(spies):
+    seeds = [open_loop(spies, "--seed", str(seed))[-1]["seed"] for seed in (3, 3, 4)]
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
+def test_a_run_that_goes_on_knows_its_evaluations(spies, tmp_path):
+    RUN_THERE = SimpleNamespace(world=ALONE, device="cpu", directory=tmp_path)
+    _, loop, recorder = spies("outer_optimizer", "OuterLoop", "Recorder")
+    loop.load_state = Spy()
+    state = {"evaluations": {0: {"val_r_mean": 1}}, "tested": {"step": 0}}
+    from_flags.open_loop(parse(), RUN_THERE, object(), object(), state, TinyTask(), object())
+    assert (recorder.told["evaluations"], recorder.told["tested"]) == (state["evaluations"], state["tested"])
+    assert loop.load_state.calls == [((state, tmp_path / "state.pt"), {})]
