@@ -70,7 +70,7 @@ RUN = SimpleNamespace(world=ALONE, device="cpu", directory=None, state=None)
 def test_flags_of_the_matcher(spies, words, name, wanted):
     matcher, objective = spies("Matcher", "TrajectoryMatching")
     model, experts = tiny_model(), object()
-    from_flags.open_objective(parse(*words.split()), RUN, model, experts)
+    from_flags.open_objective(parse(*words.split()), RUN, TinyTask(), model, experts)
     ((used, loss_fn), options) = matcher.calls[0]
     assert used is model and loss_fn is LOSSES["WBCE"] and options["world"] is ALONE
     assert options[name] == wanted
@@ -80,14 +80,14 @@ def test_flags_of_the_matcher(spies, words, name, wanted):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_loss_is_the_one_asked_for(spies, loss):
     matcher, _ = spies("Matcher", "TrajectoryMatching")
-    from_flags.open_objective(parse("--loss_type", loss), RUN, tiny_model(), object())
+    from_flags.open_objective(parse("--loss_type", loss), RUN, TinyTask(), tiny_model(), object())
     assert matcher.calls[0][0][1] is LOSSES[loss]
 
 
 def test_flags_of_the_objective(spies):
     matcher, objective = spies("Matcher", "TrajectoryMatching")
     words = "--syn_steps 3 --mini_batch_size 5 --expert_epochs 4 --max_start_epoch 6 --check_gradient 7"
-    from_flags.open_objective(parse(*words.split()), RUN, tiny_model(), object())
+    from_flags.open_objective(parse(*words.split()), RUN, TinyTask(), tiny_model(), object())
     told = objective.told
     assert (told["syn_steps"], told["mini_batch_size"]) == (3, 5)
     assert (told["expert_epochs"], told["max_start_epoch"], told["check_every"]) == (4, 6, 7)
