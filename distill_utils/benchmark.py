@@ -1,5 +1,5 @@
 """What things cost, side by side in one run: `python -m distill_utils.benchmark
-matching|retrieval|trajectory|evaluate|vas [flags]`.
+matching|run|retrieval|trajectory|evaluate|vas [flags]`.
 
 Every cell runs alone in a process of its own, so that its peak memory is its own; the last line printed is
 one JSON object. Figures mean something on an idle machine only.
@@ -19,13 +19,15 @@ from distill_utils.runs.signals import run_program
 from distill_utils.task.flags import program_parser
 from distill_utils.training.losses import LOSSES
 
-BENCHMARKS = ("matching", "retrieval", "trajectory", "evaluate", "vas")
+BENCHMARKS = ("matching", "run", "retrieval", "trajectory", "evaluate", "vas")
 
 
 def benchmark_of(what):
     """The function that measures it, imported when it is asked for: a cell's memory is to be its own."""
     if what == "matching":
         from distill_utils.benchmarks.matching import benchmark
+    elif what == "run":
+        from distill_utils.benchmarks.run import benchmark
     elif what == "retrieval":
         from distill_utils.benchmarks.retrieval import benchmark
     elif what == "trajectory":
@@ -72,7 +74,21 @@ def make_parser():
     add("--lr_teacher_txt", positive, 0.1, "learning rate of the text head in the inner loop")
     add("--merge_loss_branches", bool, False, "one normalised distance for both towers, not the sum of two")
     flags.speed_flags(add)
+    run_flags(parser)
     return parser
+
+
+def run_flags(parser):
+    add = parser.group("a whole run, for `run`")
+    add("--Iteration", count, 3000, "outer steps")
+    add("--eval_it", count, 50, "outer steps between evaluations")
+    add("--num_eval", count, 5, "students that test the selected set")
+    add("--num_eval_during", count, 2, "students of an evaluation before, at most --num_eval")
+    add("--measurements", count, 5, "times that a student before is measured on val")
+    add("--epoch_eval_train", count, 100, "epochs a student trains")
+    what = "images and texts of the gallery that is"
+    add("--val_gallery", gallery, (1014, 5070), f"{what} looked at", metavar="IMAGES,TEXTS")
+    add("--test_gallery", gallery, (1000, 5000), f"{what} tested on", metavar="IMAGES,TEXTS")
 
 
 def main(argv=None):
