@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from commands import EXPERTS, ROOT, distill, read_log, toy
 from documents import blocks, run_block
 from PIL import Image
+from test_architecture import FLOORS
 
 import buffer
 import distill_lors
@@ -130,6 +132,14 @@ def test_a_data_set(here, tmp_path, monkeypatch):
     assert chosen.meta["dataset"] == "birds"
     assert sorted(chosen.meta["source_captions"]) == [f"bird number {n}" for n in range(6)]
     assert path.parts[:2] == ("logged_files", "birds")
+
+
+def test_the_list_of_rooms_goes_from_the_ground_up():
+    page = (ROOT / "docs/development.md").read_text()
+    rooms = [room.replace("/", ".") for room in re.findall(r"^\| `([\w/]+)` \|", page, re.M)][:-1]
+    assert rooms == sorted(rooms, key=FLOORS.get)
+    named = {f"distill_utils.{file.parent.name}" for file in ROOT.glob("distill_utils/*/__init__.py")}
+    assert named | {"data", "networks"} == set(rooms)
 
 
 def test_a_program(here, tmp_path):
