@@ -69,6 +69,8 @@ def check_python(program, arguments):
         if "-k" in arguments:
             word = arguments[arguments.index("-k") + 1]
             assert any(re.search(rf"def test\w*{word}", (ROOT / place).read_text()) for place in places)
+    elif program.startswith("tests/"):
+        assert (ROOT / program).is_file(), f"{program} does not exist"
     elif program != "pip":
         assert program in ("buffer.py", "distill_lors.py") or program in (
             f"distill_utils.{name}" for name in PROGRAMS
