@@ -26,6 +26,7 @@ from distill_utils.task.from_flags import open_task
 from distill_utils.training.losses import LOSSES
 from networks import image_encoders
 
+QUICK = "--Iteration 2 --num_eval 1 --num_eval_during 1 --measurements 1 --epoch_eval_train 1".split()
 RECIPES = {
     block.heading: block.text for block in blocks(ROOT / "docs/development.md") if block.language == "python"
 }
@@ -40,8 +41,8 @@ def test_a_loss(here):
     with run_block(RECIPES["A loss"]) as recipe:
         calls = []
         LOSSES["SoftHinge"] = lambda *z: calls.append(len(z[0])) or recipe.soft_hinge(*z)
-        run = distill(here, "soft_hinge", "--loss_type", "SoftHinge")
-    before, after = (SyntheticSet.load(run / f"distilled_{step}.pt") for step in (0, 3))
+        run = distill(here, "soft_hinge", *QUICK, "--loss_type", "SoftHinge")
+    before, after = (SyntheticSet.load(run / f"distilled_{step}.pt") for step in (0, 2))
     assert after.meta["loss"] == "SoftHinge" and not torch.equal(before.images, after.images)
     assert {4, 6} <= set(calls)  # inner steps, and students on the whole set
     assert "SoftHinge" not in LOSSES
@@ -54,9 +55,17 @@ def test_an_image_encoder(here, tmp_path):
         image_encoders._ALIASES["patches"] = ("small_patches", "small_patches.pth", {})
         torch.save(recipe.small_patches(width=24).state_dict(), tmp_path / "small_patches.pth")
         assert image_encoders.build_image_encoder("patches", True, tmp_path).num_features == 24
-        experts = [*EXPERTS, "--buffer_path", f"{here}/buffers", "--image_encoder", "small_patches"]
+        experts = [
+            *EXPERTS,
+            "--num_experts",
+            "1",
+            "--buffer_path",
+            f"{here}/buffers",
+            "--image_encoder",
+            "small_patches",
+        ]
         folder = buffer.main([*toy(here), *experts, "--name", "patches"])
-        run = distill(here, "patches", "--image_encoder", "small_patches")
+        run = distill(here, "patches", *QUICK, "--image_encoder", "small_patches")
     assert "small_patches_toy_bert" in str(folder)
     assert SyntheticSet.load(run).meta["image_encoder"] == "small_patches"
 
@@ -94,9 +103,9 @@ def test_a_distillation_objective(here, monkeypatch):
             return made[-1]
 
         monkeypatch.setattr(distill_lors, "open_objective", open_objective)
-        steps = ["--lr_txt", "2", "--eval_it", "2"]
+        steps = [*QUICK, "--lr_txt", "2"]
         run = distill(here, "means", *steps, "--Iteration", "4")
-        first = distill(here, "means_stopped", *steps, "--Iteration", "2")
+        first = distill(here, "means_stopped", *steps)
         assert first.name == "means_stopped" and len(read_log(first)) == 3
         argv = (first / "args.yaml", "--Iteration", "4")
         distill_lors.main(["--config", *map(str, argv), "--resume", "auto"])
@@ -143,7 +152,7 @@ def test_the_list_of_rooms_goes_from_the_ground_up():
 
 
 def test_a_program(here, tmp_path):
-    run = distill(here, "weighed", "--Iteration", "1", "--num_eval", "1")
+    run = coreset.main(["random", *toy(here), "--num_queries", "5", "--name", "weighed"]).parent
     (tmp_path / "weigh.py").write_text(RECIPES["A program"])
     command = [sys.executable, tmp_path / "weigh.py", "--ckpt_path"]
     options = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
