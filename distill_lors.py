@@ -20,6 +20,7 @@ from distill_utils.distillation.recording import is_finished
 from distill_utils.distillation.seeds import distill_seeds
 from distill_utils.matching.derivatives import DERIVATIVES
 from distill_utils.matching.gradient import GRADIENTS
+from distill_utils.matching.objective import MINIBATCHES
 from distill_utils.runs import flags
 from distill_utils.runs.flags import count, non_negative, positive, whole
 from distill_utils.runs.folder import Run
@@ -76,6 +77,8 @@ def matching_flags(parser):
     add("--Iteration", count, 3000, "outer steps")
     add("--syn_steps", count, 8, "inner steps T of the student")
     add("--mini_batch_size", count, 20, "synthetic pairs in an inner step")
+    drawn = "chunks of a permutation, drawn anew when used up, or a draw for every inner step"
+    add("--minibatches", MINIBATCHES, "permutation", drawn)
     add("--expert_epochs", count, 1, "epochs from the start snapshot to the target")
     add("--max_start_epoch", count, 2, "start snapshots are epochs 0 .. this - 1")
     add("--loss_type", LOSSES, "WBCE", "loss on the synthetic set")

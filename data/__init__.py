@@ -16,11 +16,13 @@ class Datasets(NamedTuple):
     test: GalleryDataset
 
 
-def build_datasets(name, image_root=None, ann_root=None, *, image_size=224, augment=True, toy_sizes=None):
+def build_datasets(
+    name, image_root=None, ann_root=None, *, image_size=224, augmentation="published", toy_sizes=None
+):
     """The train pairs and the val and test galleries of data set `name` (a key of DATASETS).
 
-    `toy_sizes`: images of the toy splits. The roots default to the data set's folders under
-    distill_utils/data; `toy` is written there on first use. Raises UserError for an unknown name and for
+    `augmentation`: of the train images, one of AUGMENTATIONS or None. `toy_sizes`: images of the toy splits.
+    The roots default to the data set's folders under distill_utils/data; `toy` is written there on first use. Raises UserError for an unknown name and for
     missing or malformed files.
     """
     if name not in DATASETS:
@@ -34,8 +36,9 @@ def build_datasets(name, image_root=None, ann_root=None, *, image_size=224, augm
         ensure_toy(image_root, ann_root, toy_sizes or SIZES)
     train, val, test = (ann_root / f"{prefix}_{split}.json" for split in ("train", "val", "test"))
     plain = test_transform(image_size)
+    augmented = train_transform(image_size, augmentation) if augmentation else plain
     return Datasets(
-        PairDataset(train, image_root, train_transform(image_size) if augment else plain),
+        PairDataset(train, image_root, augmented),
         GalleryDataset(val, image_root, plain),
         GalleryDataset(test, image_root, plain),
     )

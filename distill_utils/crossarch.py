@@ -28,17 +28,15 @@ from distill_utils.training.losses import LOSSES
 
 def for_text_encoder(synthetic, task, path):
     """The set itself if its texts are the task's, else a copy with the task's embeddings of its source
-    captions.
+    captions. A file of the reference does not say whose its texts are: they are taken for the task's.
     """
-    if synthetic.meta.get("text_fingerprint") == task.text_fingerprint:
+    if synthetic.meta.get("text_fingerprint") in (None, task.text_fingerprint):
         return synthetic
     captions = synthetic.meta.get("source_captions") or [None]
     if None in captions:
         raise UserError(
-            f"{path} holds embeddings of {synthetic.meta.get('text_encoder', 'an unknown text encoder')} "
-            "and not the captions they began as "
-            "(--txt_init noise, or a file of the reference): students with --text_encoder "
-            f"{task.text_encoder} cannot be trained on it."
+            f"{path} holds embeddings of {synthetic.meta['text_encoder']} and not the captions they began as "
+            f"(--txt_init noise): students with --text_encoder {task.text_encoder} cannot be trained on it."
         )
     images, _, similarity = synthetic.tensors()
     lrs = synthetic.lr_img.item(), synthetic.lr_txt.item()

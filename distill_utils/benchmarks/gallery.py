@@ -17,7 +17,7 @@ def evaluate_cell(args):
     """Seconds of a pass, both ways."""
     device = torch.device(args.device)
     task = open_task(args, device)
-    roots, plain = (args.image_root, args.ann_root), {"image_size": args.image_size, "augment": False}
+    roots, plain = (args.image_root, args.ann_root), {"image_size": args.image_size, "augmentation": None}
     test = build_datasets(args.dataset, *roots, **plain, toy_sizes=args.toy_size).test
     torch.manual_seed(args.seed)
     model = model_maker(args, task, device)().to(device).eval()

@@ -104,6 +104,7 @@ def open_objective(args, run, task, model, experts):
         experts,
         syn_steps=args.syn_steps,
         mini_batch_size=args.mini_batch_size,
+        minibatches=args.minibatches,
         expert_epochs=args.expert_epochs,
         max_start_epoch=args.max_start_epoch,
         checker=make_matcher(second_order="forward") if args.check_gradient else None,

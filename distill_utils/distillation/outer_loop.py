@@ -83,6 +83,7 @@ class OuterLoop:
                 "memory_mb": round(peak_mb(synthetic.images.device) or 0),
             }
             self.step, self.unlogged = step, values
+            self.objective.commit()
 
     def _skip(self, reason):
         """Leave the set as it is; after too many times, go back to the last good one with half the step

@@ -23,6 +23,7 @@ _MUST_AGREE = {
     "image_trainable": "--image_trainable",
     "text_fingerprint": "the weights of --text_encoder",
     "train_subset": "--train_subset",
+    "augmentation": "--augmentation and --no_aug",
 }
 
 

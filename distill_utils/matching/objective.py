@@ -35,25 +35,29 @@ class TrajectoryMatching:
         mini_batch_size,
         expert_epochs,
         max_start_epoch,
+        minibatches="permutation",
         checker=None,
         check_every=0,
     ):
         self.matcher, self.experts = matcher, experts
         self.syn_steps, self.mini_batch_size = syn_steps, mini_batch_size
         self.expert_epochs, self.max_start_epoch = expert_epochs, max_start_epoch
+        self.minibatches = minibatches
         self.checker, self.check_every = checker, check_every
-        self._pair = None
+        self._pair, self._length = None, None
 
     def __call__(self, synthetic, step, draws):
         expert, epoch = self.experts.draw(self.max_start_epoch, draws)
         start, target = self._pair = self.experts.pair(expert, epoch, self.expert_epochs, out=self._pair)
         device = synthetic.images.device
-        minibatches = draw_minibatches(len(synthetic), self.mini_batch_size, self.syn_steps, draws, device)
+        sizes = len(synthetic), self.mini_batch_size, self.syn_steps
+        minibatches = draw_minibatches(*sizes, draws, device, self.minibatches)
         inner_loop = synthetic, start, target, minibatches, int(torch.randint(1 << 62, (), generator=draws))
         exact = None
         if self.check_every and step % self.check_every == 0:
             self.checker(*inner_loop)
             exact = {name: parameter.grad for name, parameter in synthetic.named_parameters()}
+        self.matcher.length = self._length
         loss = self.matcher(*inner_loop)
         values = compare_gradients(synthetic, exact) if exact else {}
         losses = {
@@ -61,9 +65,15 @@ class TrajectoryMatching:
         }
         return Outcome(values | losses, {"expert": expert, "epoch": epoch})
 
+    def commit(self):
+        """The outer step that the last call was for is done: what it taught belongs to the state. A call that
+        a signal cuts off from its step leaves nothing behind.
+        """
+        self._length = self.matcher.length
+
     def state(self):
         """What the next step depends on besides the set: {name: tensor or None}."""
-        return {"length": self.matcher.length}
+        return {"length": self._length}
 
     def fits(self, state):
         """Whether `load_state` can take this."""
@@ -71,12 +81,28 @@ class TrajectoryMatching:
         return length is None or isinstance(length, torch.Tensor) and length.dim() == 0
 
     def load_state(self, state):
-        self.matcher.length = state.get("length")
+        self._length = state.get("length")
 
 
-def draw_minibatches(n, size, steps, generator, device):
-    """The ids of each inner step's pairs: distinct within a step, drawn anew every step."""
-    return [torch.randperm(n, generator=generator)[:size].to(device) for _ in range(steps)]
+def _permutation(n, size, steps, generator):
+    chunks = []
+    while len(chunks) < steps:
+        chunks += torch.randperm(n, generator=generator).split(size)[: max(1, n // size)]
+    return chunks[:steps]
+
+
+def _independent(n, size, steps, generator):
+    return [torch.randperm(n, generator=generator)[:size] for _ in range(steps)]
+
+
+# permutation: consecutive chunks of one, another drawn when fewer than a whole chunk are left, as in the
+# published code; what is left is not used. independent: a draw of its own for every inner step.
+MINIBATCHES = {"permutation": _permutation, "independent": _independent}
+
+
+def draw_minibatches(n, size, steps, generator, device, kind="permutation"):
+    """The ids of each inner step's pairs, LongTensors [size], by one of MINIBATCHES; distinct within a step."""
+    return [ids.to(device) for ids in MINIBATCHES[kind](n, size, steps, generator)]
 
 
 def compare_gradients(synthetic, exact):

@@ -4,6 +4,7 @@ import argparse
 
 from data.karpathy import DATASETS
 from data.toy import SIZES, parse_sizes
+from data.transforms import AUGMENTATIONS
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.flags import Parser, count, positive, run_flags, whole
 
@@ -48,6 +49,8 @@ def data_flags(parser):
     add("--image_size", count, 224, "side of the square images, in pixels")
     add("--toy_size", _sizes, SIZES, "images of the toy data set", metavar="TRAIN,VAL,TEST")
     add("--num_workers", whole, 2, "processes that decode images")
+    how = "how experts see real images: as the published ones did, or by RandAugment"
+    add("--augmentation", AUGMENTATIONS, "published", how)
     add("--no_aug", bool, False, "train on plainly resized real images")
     subset = "only these train pairs, as in a coreset's indices.npy (default: all)"
     add("--train_subset", str, None, subset, metavar="NPY")

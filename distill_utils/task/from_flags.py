@@ -14,7 +14,7 @@ def open_task(args, device):
         image_root=args.image_root,
         ann_root=args.ann_root,
         image_size=args.image_size,
-        augment=not args.no_aug,
+        augmentation=None if args.no_aug else args.augmentation,
         toy_sizes=args.toy_size,
         checkpoint_dir=args.checkpoint_dir,
         text_pretrained=args.text_pretrained,

@@ -48,7 +48,7 @@ class RetrievalTask:
         image_root=None,
         ann_root=None,
         image_size=224,
-        augment=True,
+        augmentation="published",
         toy_sizes=None,
         checkpoint_dir="distill_utils/checkpoints",
         text_pretrained=True,
@@ -59,14 +59,19 @@ class RetrievalTask:
         """train_subset: file of the train pairs to use, by their positions in the annotation file; all of
         them by default.
         """
-        self.dataset, self.image_size, self.augment, self.num_workers = (
+        self.dataset, self.image_size, self.augmentation, self.num_workers = (
             dataset,
             image_size,
-            augment,
+            augmentation,
             num_workers,
         )
         self.train, *held_out = build_datasets(
-            dataset, image_root, ann_root, image_size=image_size, augment=augment, toy_sizes=toy_sizes
+            dataset,
+            image_root,
+            ann_root,
+            image_size=image_size,
+            augmentation=augmentation,
+            toy_sizes=toy_sizes,
         )
         for split in (self.train, *held_out):
             require_files(split.image_paths)
@@ -126,6 +131,7 @@ class RetrievalTask:
             "text_encoder": self.text_encoder,
             "text_fingerprint": self.text_fingerprint,
             "train_subset": self.train_subset,
+            "augmentation": self.augmentation or "none",
         }
 
     @property
@@ -157,7 +163,7 @@ class RetrievalTask:
             split: replace(gallery, images=features(gallery.images))
             for split, gallery in self._pixels.items()
         }
-        if not self.augment:
+        if not self.augmentation:
             self._train_features = torch.cat(
                 [encoder(batch).cpu() for batch in self.train_images(batch_size, device)]
             )
@@ -201,7 +207,7 @@ class RetrievalTask:
                 yield self._train_features[self.train.image_index[pairs]], pairs
             return
         size = 3 * self.image_size**2 * len(self.train.image_paths)
-        if self.augment or size > _CACHE_BYTES:
+        if self.augmentation or size > _CACHE_BYTES:
             workers = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
             yield from batches(
                 DataLoader(self.train, batch_size, shuffle=True, generator=generator, **workers)

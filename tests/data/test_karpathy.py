@@ -56,8 +56,9 @@ def test_the_train_transform_varies_and_the_test_transform_does_not():
     assert len(train) > 5 and len(test) == 1
 
 
-def test_rand_augment_draws_the_named_operations_at_half_strength():
-    augment = next(step for step in train_transform(16).transforms if isinstance(step, v2.RandAugment))
+def test_strong_draws_the_named_operations_at_half_strength():
+    steps = train_transform(16, "strong").transforms
+    augment = next(step for step in steps if isinstance(step, v2.RandAugment))
     assert set(augment._AUGMENTATION_SPACE) == {
         "Identity",
         "AutoContrast",
@@ -104,7 +105,7 @@ def write_flickr8k(folder):
 
 def test_build_datasets_reads_pairs_and_galleries(tmp_path):
     write_flickr8k(tmp_path)
-    train, val, test = build_datasets("flickr8k", tmp_path, tmp_path, image_size=8, augment=False)
+    train, val, test = build_datasets("flickr8k", tmp_path, tmp_path, image_size=8, augmentation=None)
     assert (len(train), len(train.image_paths), len(val), len(test)) == (3, 2, 2, 1)
     assert train.captions == ["a dog", "a cat", "one dog"] and train.image_index.tolist() == [0, 1, 0]
     assert val.captions == ["first", "second", "third", "only"] and val.txt2img.tolist() == [0, 0, 0, 1]

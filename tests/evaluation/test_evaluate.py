@@ -37,6 +37,19 @@ def test_students_of_other_architectures(here, capsys):
         crossarch.main([*toy(here), *flags, *lists])
 
 
+def test_students_of_other_architectures_on_a_file_of_the_reference(here):
+    """It does not say whose its texts are: they are taken for the task's, where their width allows it."""
+    path = coreset.main(["random", *toy(here), "--num_queries", "6", "--name", "crossed_reference"])
+    saved = torch.load(path, weights_only=True)
+    torch.save({key: value for key, value in saved.items() if key != "meta"}, path)
+    flags = ["--ckpt_path", str(path), "--num_eval", "1", "--epoch_eval_train", "2"]
+    rows = crossarch.main([*toy(here), *flags, "--image_encoders", "test_nfnet"])
+    assert list(rows) == ["test_nfnet + toy_bert"]
+    other = ensure_toy_bert(["other words", "make another encoder"], here / "checkpoints", width=32)
+    with pytest.raises(UserError, match="width 256, but --text_encoder .* gives 32"):
+        crossarch.main([*toy(here), *flags, "--text_encoders", str(other)])
+
+
 def test_evaluate_breaks_recall_down(here, capsys):
     path = coreset.main(["random", *toy(here), "--num_queries", "6", "--name", "broken_down"])
     rows = evaluate.main(
