@@ -124,7 +124,7 @@ def main(argv=None):
     synthetic = synthetic.to(run.device)
     model = make_model().to(run.device).train()
     experts = open_experts(args, wanted, model)
-    if args.sim_type == "expert" and not state:
+    if args.sim_type == "expert" and not state and not args.resume_from:
         synthetic.similarity = experts_similarity(make_model().to(run.device), experts, synthetic)
     objective = open_objective(args, run, task, model, experts)
     loop, recorder = open_loop(args, run, synthetic, objective, state, task, make_model)

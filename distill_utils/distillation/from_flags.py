@@ -7,7 +7,13 @@ from functools import partial
 from distill_utils.distillation.optimizer import outer_optimizer
 from distill_utils.distillation.outer_loop import OuterLoop
 from distill_utils.distillation.recording import Recorder
-from distill_utils.distillation.start import expert_similarity, initial_pairs, initial_set, other_start
+from distill_utils.distillation.start import (
+    expert_similarity,
+    initial_pairs,
+    initial_set,
+    other_start,
+    require_same_set,
+)
 from distill_utils.evaluation.students import evaluate_synthetic_set
 from distill_utils.experts.folder import experts_folder, require_same_experts
 from distill_utils.experts.trajectories import ExpertTrajectories
@@ -43,9 +49,12 @@ def open_set(args, run, task, meta):
     """
     if run.state:
         return run.state, SyntheticSet.from_saved(run.state.get("set"), run.directory / "state.pt")
+    meta = meta | {"loss": args.loss_type, "temperature": args.temperature}
     if args.resume_from:
-        state, synthetic = other_start(args.resume_from)
+        state, synthetic = other_start(args.resume_from, args.sim_type, args.alpha)
         require_fits(synthetic, task, args.resume_from)
+        flags = {key: getattr(args, key) for key in ("num_queries", "sim_type", "sim_rank", "alpha")}
+        require_same_set(synthetic, meta | flags, args.resume_from)
         return state, synthetic
     return None, _first_set(args, task, meta, generator(args.seed, "distill"))
 
@@ -68,7 +77,7 @@ def _first_set(args, task, meta, generator):
         txt_init=args.txt_init,
         lrs=(args.lr_teacher_img, args.lr_teacher_txt),
         generator=generator,
-        meta=meta | {"loss": args.loss_type, "temperature": args.temperature},
+        meta=meta,
     )
 
 

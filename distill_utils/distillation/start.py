@@ -27,15 +27,17 @@ def initial_set(task, pairs, similarity, *, pix_init, txt_init, lrs, meta, gener
     return synthetic
 
 
-def other_start(path):
+def other_start(path, sim_type, alpha):
     """(state or None, SyntheticSet) of --resume_from: a run's folder, its state.pt, or a distilled_*.pt.
 
-    The state begins a new run here: it is evaluated first, and step sizes are those of the flags.
+    The state begins a new run here: it is evaluated first, and step sizes are those of the flags. sim_type,
+    alpha: of S, where a file of the reference does not say.
     """
     path = Path(path)
     path = path / "state.pt" if path.is_dir() else path
     saved = load_tensors(path)
     if not isinstance(saved, dict) or "momentum" not in saved:
+        saved = _low_rank(saved, alpha, path) if sim_type == "lowrank" else saved
         return None, SyntheticSet.from_saved(saved, path)
     begun_here = {
         "first_step": saved.get("step"),
@@ -45,6 +47,57 @@ def other_start(path):
         "tested": None,
     }
     return saved | begun_here, SyntheticSet.from_saved(saved.get("set"), path)
+
+
+@torch.no_grad()
+def _low_rank(saved, alpha, path):
+    """A file of the reference, which has no `meta`, as one whose S goes on as diag(w) + alpha / r L R^T, by its
+    `similarity_params` [w, L, R]; any other file as it is.
+    """
+    factors = saved.get("similarity_params") if isinstance(saved, dict) and "meta" not in saved else None
+    if not isinstance(factors, (list, tuple)) or [getattr(f, "ndim", None) for f in factors] != [1, 2, 2]:
+        return saved
+    matrix, (weights, left, right) = saved.get("similarity_mat"), factors
+    fits = left.shape == right.shape and left.numel() and len(left) == len(weights)
+    if not fits or getattr(matrix, "shape", None) != (len(left),) * 2:
+        raise UserError(
+            f"{path}: its similarity_params are not the factors w, L and R of its similarity_mat."
+        )
+    found = weights.diag() + alpha / left.shape[1] * (left @ right.T)
+    if not torch.allclose(matrix, found, 1e-3, 1e-4):
+        raise UserError(f"{path}: its similarity_mat is not what its factors give with --alpha {alpha}.")
+    return saved | {"meta": {"sim_type": "lowrank", "sim_rank": left.shape[1], "alpha": float(alpha)}}
+
+
+# What a set is, by the names of its `meta` -> the flag that says the same.
+_FLAGS = {
+    "num_queries": "--num_queries",
+    "sim_type": "--sim_type",
+    "sim_rank": "--sim_rank",
+    "alpha": "--alpha",
+    "loss": "--loss_type",
+    "temperature": "--temperature",
+    "dataset": "--dataset",
+    "image_encoder": "--image_encoder",
+    "image_pretrained": "--image_pretrained",
+    "image_trainable": "--image_trainable",
+    "train_subset": "--train_subset",
+}
+
+
+def require_same_set(synthetic, wanted, path):
+    """UserError where a flag contradicts what the set of `path` is; what it does not say of itself it is from
+    now on as `wanted` says ({name of _FLAGS or of `meta`: value}).
+    """
+    kind = synthetic.similarity.kind
+    own = synthetic.meta | {"num_queries": len(synthetic), "sim_type": {"fixed": "expert"}.get(kind, kind)}
+    for key, flag in _FLAGS.items():
+        if key in ("sim_rank", "alpha") and kind != "lowrank":
+            continue
+        if key in own and own[key] != wanted[key]:
+            raise UserError(f"{path} is a set of {flag} {own[key]}, not {wanted[key]}.")
+    about = {key: value for key, value in wanted.items() if key not in list(_FLAGS)[:4]}
+    synthetic.meta = about | synthetic.meta
 
 
 @torch.no_grad()

@@ -68,13 +68,14 @@ def require_same_experts(folder, wanted):
             )
 
 
-def experts_folder(args, loss_type="InfoNCE"):
-    """Where the experts of this data set and these encoders are; those that distillation matches are
-    InfoNCE's, as published.
+def experts_folder(args, loss_type=None):
+    """Where experts of the loss_type go, of this data set and these encoders. None: where distillation finds
+    those that it matches, InfoNCE's as published; --buffer_path itself where that holds experts.
     """
-    return buffer_folder(
-        args.buffer_path, args.dataset, args.image_encoder, args.text_encoder, loss_type, not args.no_aug
-    )
+    if not loss_type and any(Path(args.buffer_path).glob("*_replay_buffer_*.pt")):
+        return Path(args.buffer_path)
+    kind = args.dataset, args.image_encoder, args.text_encoder, loss_type or "InfoNCE", not args.no_aug
+    return buffer_folder(args.buffer_path, *kind)
 
 
 def is_whole(folder, n):

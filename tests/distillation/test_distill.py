@@ -201,3 +201,57 @@ def test_the_learned_rates_have_a_floor(here):
 def test_bad_input_to_distillation_is_one_sentence(here, more, words):
     with pytest.raises(UserError, match=words):
         distill(here, "bad", *more)
+
+
+def without_meta(directory, path):
+    """distilled_2.pt as the reference writes it."""
+    saved = torch.load(directory / "distilled_2.pt", weights_only=True)
+    torch.save({key: value for key, value in saved.items() if key != "meta"}, path)
+    return str(path)
+
+
+def test_resume_from_takes_up_the_low_rank_similarity_of_a_file_of_the_reference(here, tmp_path):
+    flags = ["--Iteration", "3", "--resume_from"]
+    directory = distill(here, "with_meta")
+    path = without_meta(directory, tmp_path / "reference.pt")
+    whole = distill(here, "of_ours", *flags, str(directory / "distilled_2.pt"))
+    other = distill(here, "of_the_reference", *flags, path)
+    begun, ours = (SyntheticSet.load(folder / "distilled_0.pt") for folder in (other, directory))
+    assert begun.similarity.kind == "lowrank"
+    start = SyntheticSet.load(directory / "distilled_2.pt")
+    assert all(map(torch.equal, begun.parameters(), start.parameters()))
+    assert {key: value for key, value in begun.meta.items() if key in ours.meta} == {
+        key: value for key, value in ours.meta.items() if key in begun.meta
+    }
+    assert {"loss", "temperature", "text_fingerprint", "image_encoder"} <= set(begun.meta)
+    ends = [SyntheticSet.load(whole / "distilled_3.pt"), SyntheticSet.load(other / "distilled_3.pt")]
+    assert all(end.similarity.left.shape == (6, 2) for end in ends)
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--num_queries", "7"], "a set of --num_queries 6, not 7"),
+        (["--loss_type", "InfoNCE"], "a set of --loss_type WBCE, not InfoNCE"),
+        (["--temperature", "0.1"], "a set of --temperature 0.07, not 0.1"),
+        (["--sim_type", "full"], "a set of --sim_type lowrank, not full"),
+        (["--sim_rank", "3"], "a set of --sim_rank 2, not 3"),
+        (["--alpha", "1"], "a set of --alpha 3.0, not 1.0"),
+        (["--image_encoder", "test_vit"], "a set of --image_encoder test_nfnet, not test_vit"),
+        (["--image_size", "40"], "images of 32 pixels, but --image_size is 40"),
+    ],
+)
+def test_resume_from_refuses_flags_that_contradict_the_set(here, more, words):
+    if not (here / "logged_files/toy/contradicted/distilled_2.pt").exists():
+        distill(here, "contradicted", "--num_eval", "1")
+    start = here / "logged_files/toy/contradicted/distilled_2.pt"
+    with pytest.raises(UserError, match=words):
+        distill(here, "contradicting", "--resume_from", str(start), *more)
+
+
+def test_resume_from_refuses_an_alpha_that_does_not_give_the_similarity(here, tmp_path):
+    path = without_meta(distill(here, "foreign_alpha"), tmp_path / "reference.pt")
+    with pytest.raises(UserError, match="similarity_mat is not what its factors give with --alpha 1.0"):
+        distill(here, "alpha", "--resume_from", path, "--alpha", "1")
+    with pytest.raises(UserError, match="a set of --sim_rank 2, not 3"):
+        distill(here, "rank", "--resume_from", path, "--sim_rank", "3")

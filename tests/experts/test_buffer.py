@@ -1,15 +1,18 @@
 """buffer.py as a command on toy data: what it writes, what it keeps, what it refuses."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import yaml
-from commands import DISTILL, EXPERTS, EXPERTS_FOLDER, METRICS, read_log, toy
+from commands import DISTILL, EXPERTS, EXPERTS_FOLDER, METRICS, distill, read_log, toy
+from sameness import assert_same_run
 
 import buffer
 import distill_lors
 from distill_utils.experts import training
+from distill_utils.experts.folder import read_meta, write_meta
 from distill_utils.runs import flags
 from distill_utils.runs.errors import Diverged, UserError
 from distill_utils.synthetic.set import SyntheticSet
@@ -134,3 +137,28 @@ def test_an_expert_that_diverges_is_tried_under_another_seed_and_never_stored(
     with pytest.raises(UserError, match="diverged under 3 seeds"):
         buffer.main([*toy(home), *EXPERTS, "--buffer_path", f"{tmp_path}/never"])
     assert not list((tmp_path / "never" / EXPERTS_FOLDER).glob("*.pt"))
+
+
+def test_experts_say_how_they_saw_images_and_distillation_refuses_others(here, tmp_path):
+    folder = here / "buffers" / EXPERTS_FOLDER
+    assert read_meta(folder)["augmentation"] == "published"
+    with pytest.raises(
+        UserError, match="augmentation 'published', but this run has 'strong' .--augmentation"
+    ):
+        distill(here, "stronger", "--augmentation", "strong")
+    with pytest.raises(UserError, match="augmentation 'published', but this run has 'strong'"):
+        argv = [*toy(here), *EXPERTS, "--buffer_path", f"{here}/buffers", "--augmentation", "strong"]
+        buffer.main([*argv, "--name", "stronger"])
+    shutil.copytree(folder, tmp_path / EXPERTS_FOLDER)
+    meta = read_meta(folder)
+    write_meta(tmp_path / EXPERTS_FOLDER, {key: meta[key] for key in meta if key != "augmentation"})
+    distill(here, "unknown", "--augmentation", "strong", "--buffer_path", str(tmp_path))  # not known: taken
+
+
+def test_a_folder_of_replay_buffers_is_taken_itself(here, tmp_path):
+    """As the reference's scripts give --buffer_path."""
+    experts = [*(here / "buffers" / EXPERTS_FOLDER).glob("*_replay_buffer_*.pt")]
+    for file in experts:
+        shutil.copy(file, tmp_path)
+    one, other = distill(here, "by_root"), distill(here, "by_folder", "--buffer_path", str(tmp_path))
+    assert_same_run(one, other)
