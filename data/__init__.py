@@ -22,8 +22,8 @@ def build_datasets(
     """The train pairs and the val and test galleries of data set `name` (a key of DATASETS).
 
     `augmentation`: of the train images, one of AUGMENTATIONS or None. `toy_sizes`: images of the toy splits.
-    The roots default to the data set's folders under distill_utils/data; `toy` is written there on first use. Raises UserError for an unknown name and for
-    missing or malformed files.
+    The roots default to the data set's folders under distill_utils/data; `toy` is written there on first use.
+    Raises UserError for an unknown name and for missing or malformed files.
     """
     if name not in DATASETS:
         raise UserError(f"--dataset {name!r} is unknown: expected one of {', '.join(DATASETS)}.")

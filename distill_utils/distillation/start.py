@@ -51,8 +51,8 @@ def other_start(path, sim_type, alpha):
 
 @torch.no_grad()
 def _low_rank(saved, alpha, path):
-    """A file of the reference, which has no `meta`, as one whose S goes on as diag(w) + alpha / r L R^T, by its
-    `similarity_params` [w, L, R]; any other file as it is.
+    """A file of the reference, which has no `meta`, as one whose S goes on as diag(w) + alpha / r L R^T, by
+    its `similarity_params` [w, L, R]; any other file as it is.
     """
     factors = saved.get("similarity_params") if isinstance(saved, dict) and "meta" not in saved else None
     if not isinstance(factors, (list, tuple)) or [getattr(f, "ndim", None) for f in factors] != [1, 2, 2]:
