@@ -121,18 +121,23 @@ class Recorder:
         return synthetic.pixels()[:_PANELS], [captions[0]["caption"] for captions in nearest]
 
     def test_selected(self):
-        """Test the set that is best on val with fresh students, unless it was; in results.json it is
-        `selected`.
+        """Test the set that is best on val with fresh students, unless it was: `selected` in results.json.
+
+        The result; None, in words, where one of the students diverged.
         """
         step = selected_step(self.evaluations)
-        if not is_tested(self.evaluations[step]) and (self.tested or {}).get("step") != step:
+        result = next((r for r in (self.evaluations[step], self.tested) if _is_test_of(r, step)), None)
+        if not result:
             chosen = SyntheticSet.load(self._file(step))
-            result = {"digest": chosen.digest()} | self.test(chosen)
+            try:
+                result = {"step": step, "digest": chosen.digest()} | self.test(chosen)
+            except Diverged as error:
+                tqdm.write(f"step {step} is best on val, but has no test: a student diverged ({error})")
+                return None
             with undisturbed():
-                self.tested = {"step": step} | result
-                self.run.update_results({"selected": self.tested})
+                self.tested = result
+                self.run.update_results({"selected": result})
                 self._save()
-        result = self.evaluations[step] if is_tested(self.evaluations[step]) else self.tested
         self.run.summarise({f"Test/{metric}": result[metric]["mean"] for metric in METRICS})
         return result
 
@@ -145,19 +150,24 @@ class Recorder:
         best = SyntheticSet.load(self._file(selected))
         captions = nearest_captions(best.texts.detach(), self.task.train_texts, self.task.train.captions)
         write_json(directory / "nearest.json", {"step": selected, "captions": captions})
-        print(f"{len(best)} pairs in {directory}; best on val: {self._file(selected).name}, ", end="")
-        print(f"r_mean {cell_text(tested['r_mean'])} on test")
+        on_test = f", r_mean {cell_text(tested['r_mean'])} on test" if tested else ""
+        print(f"{len(best)} pairs in {directory}; best on val: {self._file(selected).name}{on_test}")
+
+
+def _is_test_of(result, step):
+    """Whether a result, None or of val alone perhaps, is the test of a step."""
+    return bool(result) and is_tested(result) and result.get("step", step) == step
 
 
 def is_finished(state, last_step):
     """Whether a saved state is that of a run that has nothing left to do up to `last_step`."""
     if not state or state["step"] < last_step or state.get("unlogged") is not None:
         return False
-    evaluations = state.get("evaluations", {})
-    selected = selected_step(evaluations) if evaluations else None
-    return selected is not None and (
-        is_tested(evaluations[selected]) or (state.get("tested") or {}).get("step") == selected
-    )
+    evaluations = state.get("evaluations")
+    if not evaluations:
+        return False
+    selected = selected_step(evaluations)
+    return any(_is_test_of(result, selected) for result in (evaluations[selected], state.get("tested")))
 
 
 def selected_step(evaluations):

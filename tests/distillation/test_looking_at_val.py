@@ -7,7 +7,7 @@ from commands import distill, read_log
 
 from distill_utils.distillation import from_flags
 from distill_utils.evaluation.protocols import METRICS, selected_evaluation
-from distill_utils.runs.errors import UserError
+from distill_utils.runs.errors import Diverged, UserError
 
 
 def measured(monkeypatch):
@@ -78,3 +78,18 @@ def test_a_run_killed_before_its_test_is_tested_when_it_is_started_again(here, m
     calls = measured(monkeypatch)
     distill(here, "untested", *flags, "--resume", "auto")
     assert not calls  # there is nothing left to do
+
+
+def test_a_student_that_diverges_in_the_test_costs_the_test_alone(here, monkeypatch, capsys):
+    plain = from_flags.evaluate_synthetic_set
+
+    def diverging(*args, splits=("val", "test"), **more):
+        if "test" in splits:
+            raise Diverged("too high")
+        return plain(*args, splits=splits, **more)
+
+    monkeypatch.setattr(from_flags, "evaluate_synthetic_set", diverging)
+    directory = distill(here, "diverging_test", "--num_eval", "1")
+    results = json.loads((directory / "results.json").read_text())
+    assert selected_evaluation(results) is None and len(results["evaluations"]) == 3
+    assert (directory / "nearest.json").exists() and "best on val: distilled_" in capsys.readouterr().out
