@@ -21,7 +21,7 @@ from distill_utils.experts.folder import (
 )
 from distill_utils.experts.log import report_epochs, write_log
 from distill_utils.experts.progress import Progress
-from distill_utils.experts.training import train_expert
+from distill_utils.experts.training import Recipe, train_expert
 from distill_utils.experts.trajectories import write_expert
 from distill_utils.runs import flags
 from distill_utils.runs.flags import count, positive
@@ -90,6 +90,16 @@ def main(argv=None):
         print(f"expert {n + 1}/{args.num_experts}: already in {folder}")
     require_space(folder, args.num_experts - len(whole), model, **storage)
 
+    recipe = Recipe(
+        epochs=args.train_epochs,
+        batch_size=args.batch_train,
+        loss_fn=LOSSES[args.loss_type],
+        temperature=args.temperature,
+        lr_img=args.lr_teacher_img,
+        lr_txt=args.lr_teacher_txt,
+        eval_freq=args.eval_freq,
+        precision=args.precision,
+    )
     for n in claim(folder, args.num_experts):
         run.open_wandb(f"{run.name}_{n}", f"{run.id}-{n}", group=run.name)
         progress = Progress(folder, n, storage["keep"])
@@ -97,16 +107,9 @@ def main(argv=None):
             make_model,
             task,
             progress,
+            recipe,
             seed=derive_seed(args.seed, "expert", n),
-            epochs=args.train_epochs,
-            batch_size=args.batch_train,
-            loss_fn=LOSSES[args.loss_type],
-            temperature=args.temperature,
-            lr_img=args.lr_teacher_img,
-            lr_txt=args.lr_teacher_txt,
-            eval_freq=args.eval_freq,
             device=run.device,
-            precision=args.precision,
             on_epoch=report_epochs(run, n, args.num_experts, args.train_epochs),
             on_saved=partial(write_log, run, folder, args.num_experts),
         )

@@ -30,6 +30,24 @@ def measured_epochs(epochs, measurements):
     return {max(1, round(epochs * k / measurements)) for k in range(1, measurements + 1)}
 
 
+def _student(number, make_model, galleries, measured, bar, *, seed, device, breakdown, training):
+    """A fresh student, trained by training(model, generator) -> (epoch, loss)s, and its curve."""
+    seed = derive_seed(seed, "student", number)
+    curve = []
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
+        torch.manual_seed(seed)
+        model = make_model().to(device)
+        for epoch, loss in training(model, generator=generator(seed)):
+            bar.update()
+            if epoch in measured:
+                recall = {
+                    split: gallery_recall(model, gallery, device, breakdown=breakdown)
+                    for split, gallery in galleries.items()
+                }
+                curve.append({"epoch": epoch, "train_loss": loss} | recall)
+    return choose_epochs(curve) | {"seed": seed, "curve": curve}
+
+
 def evaluate_synthetic_set(
     synthetic,
     task,
@@ -58,39 +76,23 @@ def evaluate_synthetic_set(
     """
     synthetic = synthetic.to(device)
     lr_img, lr_txt = lrs or (synthetic.lr_img.item(), synthetic.lr_txt.item())
-    measured = measured_epochs(epochs, measurements)
+    training = partial(
+        train_student,
+        synthetic=synthetic,
+        epochs=epochs,
+        batch_size=batch_size,
+        loss_fn=LOSSES[loss_type],
+        temperature=temperature,
+        lr_img=lr_img,
+        lr_txt=lr_txt,
+        precision=precision,
+    )
+    galleries = {split: task.galleries[split] for split in splits}
     bar = tqdm(total=num_eval * epochs, desc="students", disable=not world.first, leave=False)
-
-    def student(number):
-        student_seed = derive_seed(seed, "student", number)
-        with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
-            torch.manual_seed(student_seed)
-            model = make_model().to(device)
-            training = train_student(
-                model,
-                synthetic,
-                epochs=epochs,
-                batch_size=batch_size,
-                loss_fn=LOSSES[loss_type],
-                temperature=temperature,
-                lr_img=lr_img,
-                lr_txt=lr_txt,
-                generator=generator(student_seed),
-                precision=precision,
-            )
-            curve = []
-            for epoch, loss in training:
-                bar.update()
-                if epoch in measured:
-                    recall = {
-                        s: gallery_recall(model, task.galleries[s], device, breakdown=breakdown)
-                        for s in splits
-                    }
-                    curve.append({"epoch": epoch, "train_loss": loss} | recall)
-        return choose_epochs(curve) | {"seed": student_seed, "curve": curve}
-
+    own = {"seed": seed, "device": device, "breakdown": breakdown, "training": training}
+    shared = make_model, galleries, measured_epochs(epochs, measurements), bar
     with bar:
-        students = world.map([partial(student, number) for number in range(num_eval)], device)
+        students = world.map([partial(_student, n, *shared, **own) for n in range(num_eval)], device)
     trained = {"pairs": len(synthetic), "storage": synthetic.storage(), "epochs": epochs}
     trained |= {"loss": loss_type, "temperature": temperature, "lr_img": lr_img, "lr_txt": lr_txt}
     return summarise_students(students) | trained

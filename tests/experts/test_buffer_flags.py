@@ -18,9 +18,9 @@ def reach(here, tmp_path, monkeypatch):
     """reach(*flags) -> what train_expert is called with, and the Progress."""
     told = {}
 
-    def spy(make_model, task, progress, **options):
-        assert options.keys() | {"make_model", "task", "progress"} == parameters
-        told.update(options, progress=progress, task=task)
+    def spy(make_model, task, progress, recipe, **options):
+        assert options.keys() | {"make_model", "task", "progress", "recipe"} == parameters
+        told.update(options, progress=progress, task=task, **recipe._asdict())
         raise Reached
 
     code = train_expert.__code__

@@ -7,7 +7,7 @@ from builders import TinyTask, tiny_model, trained_by_hand
 from distill_utils.evaluation.protocols import METRICS
 from distill_utils.evaluation.retrieval import retrieval_recall
 from distill_utils.experts.progress import Progress
-from distill_utils.experts.training import train_expert
+from distill_utils.experts.training import Recipe, train_expert
 from distill_utils.runs.seeds import derive_seed, generator
 from distill_utils.training.losses import LOSSES
 
@@ -18,24 +18,18 @@ def make_model():
     return tiny_model(seed=None)
 
 
-def train(folder, told=None, **options):
+def train(folder, **options):
     """(progress, history, forgotten) of an expert on the tiny task."""
     progress = Progress(folder, 0, EPOCHS + 1)
-    recipe = {
+    recipe = Recipe(EPOCHS, 4, LOSSES["InfoNCE"], TAU, *LRS, eval_freq=2)
+    recipe = recipe._replace(**{key: options.pop(key) for key in list(options) if key in Recipe._fields})
+    how = {
         "seed": 7,
-        "epochs": EPOCHS,
-        "batch_size": 4,
-        "loss_fn": LOSSES["InfoNCE"],
-        "temperature": TAU,
-        "lr_img": LRS[0],
-        "lr_txt": LRS[1],
-        "eval_freq": 2,
         "device": "cpu",
-        "precision": "fp32",
         "on_epoch": lambda epoch, values: {"epoch": epoch} | values,
         "on_saved": lambda: None,
     }
-    return progress, *train_expert(make_model, TinyTask(), progress, **recipe | options)
+    return progress, *train_expert(make_model, TinyTask(), progress, recipe, **how | options)
 
 
 def recall_by_hand(model, gallery):
