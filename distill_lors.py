@@ -111,7 +111,12 @@ def main(argv=None):
     require_flags_that_combine(args)
     name = f"lors_{args.num_queries}"
     if args.num_seeds > 1:
-        return distill_seeds(main, argv, args.name or name, range(args.seed, args.seed + args.num_seeds))
+        return distill_seeds(
+            main,
+            sys.argv[1:] if argv is None else argv,
+            args.name or name,
+            range(args.seed, args.seed + args.num_seeds),
+        )
     run = Run(args, "distill", default_name=name, resume=args.resume == "auto", divided=True)
     if is_finished(run.state, args.Iteration):
         done = f"{run.directory} already has its {run.state['step']} outer steps"
@@ -145,4 +150,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(run_program(main, "--mini_batch_size"))

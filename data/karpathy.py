@@ -1,8 +1,7 @@
 """Karpathy-style annotation files (Flickr30k, COCO, Flickr8k, toy) as one train class and one gallery class."""
 
-import json
 from copy import copy
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from PIL import Image
@@ -10,6 +9,7 @@ from torch.utils.data import Dataset
 
 from data.captions import clean_caption
 from distill_utils.runs.errors import UserError
+from distill_utils.runs.reading import read_json
 
 # data set -> (prefix of its annotation files, folder of images and folder of annotations under
 # distill_utils/data)
@@ -19,24 +19,16 @@ DATASETS = {
     "flickr8k": ("flickr8k", "Flickr8k", "Flickr8k_ann"),
     "toy": ("toy", "Toy", "Toy"),
 }
-_LARGEST = 1 << 30  # bytes of an annotation file; COCO's is a tenth of it
 
 
 def read_annotations(path, keys):
-    """A JSON list of objects that hold `keys`; UserError names the file and the first bad entry."""
+    """A JSON list of objects that hold `keys`, "image" with a path under the image root; UserError names the
+    file and the first bad entry.
+    """
     path = Path(path)
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise UserError(
-                f"{path} has {path.stat().st_size:,} bytes: no annotation file is larger than {_LARGEST:,}."
-            )
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: give the folder of the annotation files with --ann_root."
-        ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not a JSON file: {error}.") from None
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give the folder of the annotation files with --ann_root.")
+    entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} must hold a non-empty JSON list of annotations, one object per entry.")
     for number, entry in enumerate(entries):
@@ -45,12 +37,28 @@ def read_annotations(path, keys):
             raise UserError(
                 f"{path}, entry {number}: {missing[0]!r} is missing; every entry needs {', '.join(keys)}."
             )
+        if "image" in keys:
+            _require_inside(entry["image"], path, number)
     return entries
+
+
+def _require_inside(name, path, number):
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise UserError(
+            f"{path}, entry {number}: an image is a path under the folder of images, not {name!r}."
+        )
 
 
 def _text(value, path, number):
     if not isinstance(value, str):
         raise UserError(f"{path}, entry {number}: a caption must be a string, not {value!r}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a pair of surrogates, which JSON can name
+        raise UserError(
+            f"{path}, entry {number}: the caption {value!r} is not text: {error.reason}."
+        ) from None
     return value
 
 

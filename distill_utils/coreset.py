@@ -48,7 +48,7 @@ def make_parser():
 
 
 def main(argv=None):
-    argv = list(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     what = argv[0] if argv else ""
     pool = any(token.split("=")[0] == "--metadata_dir" for token in argv)
     if what in ("moment", "validate") or what in ("vas", "vas_d") and pool:

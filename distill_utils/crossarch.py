@@ -14,7 +14,7 @@ from distill_utils.evaluation.students import evaluate_synthetic_set
 from distill_utils.evaluation.tables import format_table
 from distill_utils.runs import flags
 from distill_utils.runs.errors import Diverged, UserError
-from distill_utils.runs.flags import names
+from distill_utils.runs.flags import components, names
 from distill_utils.runs.folder import Run
 from distill_utils.runs.seeds import derive_seed
 from distill_utils.runs.signals import run_program
@@ -51,7 +51,7 @@ def make_parser():
     flags.set_flags(parser, LOSSES)
     add = parser.group("architectures")
     images = "students' image encoders (default: --image_encoder)"
-    add("--image_encoders", names, (), images, metavar="NAME,...")
+    add("--image_encoders", components, (), images, metavar="NAME,...")
     texts = "students' text encoders (default: --text_encoder)"
     add("--text_encoders", names, (), texts, metavar="NAME,...")
     return parser
@@ -105,4 +105,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(run_program(main, "--batch_eval"))

@@ -135,4 +135,4 @@ def _tell(path, synthetic, rows, args):
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    sys.exit(run_program(main, "--batch_eval"))

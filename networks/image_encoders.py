@@ -6,6 +6,7 @@ import timm
 import torch
 
 from distill_utils.runs.errors import UserError, first_line
+from distill_utils.runs.tensors import load_tensors
 
 # Short names -> (timm name, checkpoint file looked for before the hub, options of timm.create_model).
 _ALIASES = {
@@ -78,19 +79,11 @@ def _load_checkpoint(model, path):
     """Weights of the whole classifier into the model without its head; anything else that differs is an
     error.
     """
+    weights = load_tensors(path, legacy=True)
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head.fc"
+    heads = tuple(f"{head}." for head in ((classifier,) if isinstance(classifier, str) else classifier))
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head.fc"
-        heads = (classifier,) if isinstance(classifier, str) else classifier
-        weights = {
-            name: value
-            for name, value in weights.items()
-            if not name.startswith(tuple(f"{head}." for head in heads))
-        }
-        model.load_state_dict(weights)
-    except (
-        Exception
-    ) as error:  # torch.load raises many types for a broken file; all mean the same to the user
-        raise UserError(
-            f"{path} does not hold weights for {type(model).__name__}: {first_line(error)}"
-        ) from error
+        model.load_state_dict({n: value for n, value in weights.items() if not n.startswith(heads)})
+    except (AttributeError, RuntimeError, TypeError) as error:  # other names, shapes or types
+        what = f"{path} does not hold weights for {type(model).__name__}"
+        raise UserError(f"{what}: {first_line(error)}") from error

@@ -1,7 +1,6 @@
 """Frozen text encoders through transformers, and their caption embeddings, computed once and cached."""
 
 import hashlib
-import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
@@ -23,6 +22,9 @@ from transformers import (
 from transformers.utils import cached_file
 
 from distill_utils.runs.errors import UserError, first_line
+from distill_utils.runs.reading import read_json
+from distill_utils.runs.tensors import require_plain_file
+from distill_utils.runs.writing import atomic_path, partial_path, remove_orphans
 
 # Short names -> the hub's id; its last part is the folder looked for in checkpoint_dir.
 _ALIASES = {
@@ -129,17 +131,15 @@ def _how_to_pool(source, config):
     """(pooling, normalised): what a sentence encoder says in its own files, else what its kind of model was
     trained for.
     """
-    module = _optional_json(source, "1_Pooling/config.json")
-    normalised = any(
-        str(part.get("type", "")).endswith("Normalize")
-        for part in _optional_json(source, "modules.json") or []
-    )
-    if module and module.get("pooling_mode_mean_tokens"):
+    module = _optional_json(source, "1_Pooling/config.json", {})
+    parts = [part for part in _optional_json(source, "modules.json", []) if isinstance(part, dict)]
+    normalised = any(str(part.get("type", "")).endswith("Normalize") for part in parts)
+    if module.get("pooling_mode_mean_tokens"):
         return "mean", normalised
     return _OF_TYPE.get(config.model_type, "cls"), normalised
 
 
-def _optional_json(source, name):
+def _optional_json(source, name, default):
     try:
         path = cached_file(
             source,
@@ -147,9 +147,9 @@ def _optional_json(source, name):
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
     except (OSError, ValueError):
-        return None
+        return default
+    return read_json(path, default) if path else default
 
 
 def build_text_encoder(name, *, pretrained=True, checkpoint_dir, seed=0):
@@ -160,11 +160,14 @@ def build_text_encoder(name, *, pretrained=True, checkpoint_dir, seed=0):
     local = [path for path in (Path(checkpoint_dir) / hub_id.split("/")[-1], Path(hub_id)) if path.is_dir()]
     source = str(local[0]) if local else hub_id
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        config = AutoConfig.from_pretrained(source)
+        for file in sorted(Path(source).glob("*.bin")) if local else ():
+            require_plain_file(file)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         kind = CLIPTextModelWithProjection if config.model_type.startswith("clip") else AutoModel
+        no_code = {"trust_remote_code": False} if kind is AutoModel else {}  # CLIP's class is a fixed one
         if pretrained:
-            model = kind.from_pretrained(source)
+            model = kind.from_pretrained(source, **no_code)
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -172,9 +175,11 @@ def build_text_encoder(name, *, pretrained=True, checkpoint_dir, seed=0):
                 model = (
                     kind._from_config(text_config)
                     if kind is CLIPTextModelWithProjection
-                    else kind.from_config(config)
+                    else kind.from_config(config, **no_code)
                 )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a broken folder surfaces as any of a dozen types
         where = (
             f"{source} is not a whole checkpoint"
             if local
@@ -204,10 +209,9 @@ def embed_captions(encoder, captions, *, cache_dir, device, progress=True):
     except (OSError, SafetensorError, KeyError):
         pass  # absent, or left broken by a full disk: made anew
     embeddings = encoder(captions, device, progress=progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"embeddings": embeddings}, partial)
-    os.replace(partial, path)
+    remove_orphans(path.parent)
+    with atomic_path(path) as partial:
+        partial.write_bytes(save({"embeddings": embeddings}))
     return embeddings
 
 
@@ -249,7 +253,8 @@ def ensure_toy_bert(captions, checkpoint_dir, *, width=256, layers=2, heads=4, v
     folder = Path(checkpoint_dir) / f"{TOY}_{key}"
     if (folder / "model.safetensors").exists():
         return folder
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    remove_orphans(checkpoint_dir)
+    partial = partial_path(folder)
     partial.mkdir(parents=True, exist_ok=True)
     (partial / "vocab.txt").write_text(
         "\n".join(_wordpiece_vocabulary(captions, vocabulary)), encoding="utf-8"

@@ -5,12 +5,11 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.locks import locked
 from distill_utils.runs.reading import read_yaml
-from distill_utils.runs.writing import write_text
+from distill_utils.runs.writing import remove_orphans, write_yaml
 from networks.weights import TOWERS, Weights, snapshot_bytes
 
 # The keys of meta.yaml in which an expert and its student must agree -> the flag that sets them.
@@ -47,7 +46,7 @@ def forgetting_files(folder):
 
 
 def write_meta(folder, meta):
-    write_text(Path(folder) / "meta.yaml", yaml.safe_dump(meta, sort_keys=False))
+    write_yaml(Path(folder) / "meta.yaml", meta)
 
 
 def read_meta(folder):
@@ -83,7 +82,11 @@ def is_whole(folder, n):
 
 
 def prepare_folder(folder, meta):
-    """Write meta.yaml, or check that the experts already there are of the same kind."""
+    """Write meta.yaml, or check that the experts already there are of the same kind; clear away what dead
+    processes left half written.
+    """
+    for place in (Path(folder), Path(folder) / ".locks", *Path(folder).glob("partial_*")):
+        remove_orphans(place)
     with locked(folder / ".locks" / "meta"):
         existing = read_meta(folder)
         if not existing:

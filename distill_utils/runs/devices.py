@@ -12,8 +12,12 @@ from distill_utils.runs.processes import local_rank
 def resolve_device(name):
     """`auto` (under torchrun the GPU that it means for this process), `cpu`, or any device that torch names and
     that is there.
+
+    `auto` is the CPU only where no GPU was asked for: UserError where one that LORS_GPU (the sh files' first
+    argument) or CUDA_VISIBLE_DEVICES names cannot be used.
     """
     if name == "auto":
+        _require_what_was_asked_for()
         if not torch.cuda.is_available():
             return torch.device("cpu")
         name = "cuda" if local_rank() is None else f"cuda:{local_rank()}"
@@ -23,6 +27,18 @@ def resolve_device(name):
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name!r} cannot be used here: {first_line(error)}") from None
     return device
+
+
+def _require_what_was_asked_for():
+    asked = os.environ.get("LORS_GPU", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    wanted = [number for number in asked.split(",") if number.strip() and number.strip() != "-1"]
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if there < len(wanted):
+        what = f"{there} of them can be used" if there else "none can be used"
+        raise UserError(
+            f"GPU {asked} was asked for, but {what} on this machine: name GPUs that nvidia-smi lists, or `cpu` "
+            "(--device cpu)."
+        )
 
 
 def describe_device(device):
@@ -54,9 +70,8 @@ def reset_peak(device):
         torch.cuda.reset_peak_memory_stats(device)
     else:
         try:
-            Path("/proc/self/clear_refs").write_text(
-                "5"
-            )  # Linux: the peak starts anew from what is resident now
+            # Linux: the peak starts anew from what is resident now
+            Path("/proc/self/clear_refs").write_text("5")
         except OSError:
             pass
 

@@ -6,12 +6,14 @@ shared groups.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from distill_utils.runs.dropped import DROPPED
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_yaml
 
+_LONGEST_NAME = 200  # bytes; file systems take 255, endings included
 _PRECISIONS = ("fp32", "tf32", "bf16")
 
 
@@ -101,9 +103,24 @@ def fraction(text):
     return value
 
 
+def component(text):
+    """A name that is one component of a path: of a folder, or of a file to which an ending is added."""
+    plain = text.isprintable() and not set(text) & set("/\\:") and not text.startswith(".")
+    if not text.strip() or not plain or len(text.encode()) > _LONGEST_NAME:
+        raise argparse.ArgumentTypeError(
+            f"expected the name of one folder, without / and without a dot at its beginning, not {text!r}"
+        )
+    return text
+
+
 def names(text):
     """`A,B,...` as a tuple."""
     return tuple(name for name in text.split(",") if name)
+
+
+def components(text):
+    """The same of names that are each a `component`."""
+    return tuple(map(component, names(text)))
 
 
 def rates(text):
@@ -119,7 +136,7 @@ def run_flags(parser, folder=True):
     add = parser.group("run")
     if folder:
         name = "name of the run's folder under logged_files/<dataset>/ (default: made from what is run)"
-        add("--name", str, None, name)
+        add("--name", component, None, name)
         add("--wandb", ("online", "offline", "disabled"), "disabled", "where curves go besides log.jsonl")
     add("--seed", whole, 0, "every random number of the run follows from it")
     device_flag(add)
@@ -169,13 +186,15 @@ def fresh_flag(parser):
 
 
 def parse(parser, argv):
-    """The namespace; --config is applied first, so that what the command line says wins. UserError for any mistake."""
+    """The namespace of `argv`, of what was typed where that is None; --config is applied first, so that what the
+    command line says wins. UserError for any mistake.
+    """
     return parse_given(parser, argv)[0]
 
 
 def parse_given(parser, argv):
     """The namespace, and the names of the flags that the command line or --config gave."""
-    argv = list(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     for token in argv:
         flag = token.split("=")[0]
         if flag.startswith("--") and flag[2:] in DROPPED and flag not in parser._option_string_actions:

@@ -10,23 +10,26 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 
 from distill_utils.runs import processes
 from distill_utils.runs.devices import describe_device, resolve_device, set_precision
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.locks import locked
+from distill_utils.runs.locks import hold, locked
 from distill_utils.runs.provenance import provenance
 from distill_utils.runs.reading import read_json, read_yaml
 from distill_utils.runs.seeds import derive_seed
 from distill_utils.runs.tensors import load_tensors, save_tensors
-from distill_utils.runs.writing import remove_partial, write_json, write_text
+from distill_utils.runs.writing import append_line, remove_orphans, write_json, write_text, write_yaml
 
 # Flags that a run may change when it goes on: none of its results depends on them.
 _FREE = set(
     "Iteration save_it max_bad_steps resume resume_from device num_workers wandb path_device check_gradient "
-    "image_root ann_root buffer_path checkpoint_dir".split()
+    "image_root ann_root".split()
 )
+
+
+# Seconds that a requeued Slurm job gives its predecessor, which has been told to stop.
+_PATIENCE = 300.0
 
 
 class Run:
@@ -50,6 +53,8 @@ class Run:
         self.directory = Path(directory) if directory else Path("logged_files") / args.dataset / self.name
         self.device = resolve_device(args.device)
         processes.follow_launcher()
+        if processes.is_first():
+            print(f"{program} computes on {describe_device(self.device)}, in {args.precision}", flush=True)
         self.world = processes.join(self.device) if divided else processes.ALONE
         set_precision(args.precision, self.device)
         self.seed = args.seed
@@ -60,19 +65,23 @@ class Run:
             if key != "config"
         }
         self._log_path, self._state_path = self.directory / "log.jsonl", self.directory / "state.pt"
+        self._lock = None
+        if not shared:
+            self.world.map([self._take], self.device)  # the first process for all; its mistake is everyone's
         self.state = self._earlier_state() if resume else None
         self.world.barrier()  # until all have read it
         own_args = self.directory / (f"{program}_args.yaml" if directory else "args.yaml")
-        before = read_yaml(own_args).get("_run", {}) if self.state or shared else {}
+        before = read_yaml(own_args).get("_run") if self.state or shared else None
+        before = before if isinstance(before, dict) else {}
         self.id = before.get("id") or secrets.token_hex(4)
         self._mode, self._wandb = args.wandb, None
         if not self.world.first:
             return
+        remove_orphans(self.directory)
         if self.state:
             self._cut_log(self.state["logged"])
         elif not directory and not shared:
             for path in (self._state_path, self._log_path, self.directory / "results.json"):
-                remove_partial(path)
                 path.unlink(missing_ok=True)
         record = provenance(describe_device(self.device), args.seed) | {
             "id": self.id,
@@ -80,9 +89,14 @@ class Run:
         }
         if self.state:  # how the run began stays, how it went on is added
             record = before | {"resumed": [*before.get("resumed", []), {"step": self.state["step"]} | record]}
-        write_text(own_args, yaml.safe_dump(self._arguments | {"_run": record}, sort_keys=False))
+        write_yaml(own_args, self._arguments | {"_run": record})
         if not shared:
             self.open_wandb(self.name, self.id)
+
+    def _take(self):
+        """Hold the folder for the life of this run: two programs that write into one folder mix."""
+        patience = _PATIENCE if int(os.environ.get("SLURM_RESTART_COUNT") or 0) else 0.0
+        self._lock = hold(self.directory / ".run.lock", patience)
 
     # --- state ---
 
@@ -90,7 +104,8 @@ class Run:
         if not self._state_path.exists():
             return None
         state = load_tensors(self._state_path)
-        if not isinstance(state, dict) or not {"arguments", "logged", "step"} <= set(state):
+        kinds = {"arguments": dict, "logged": int, "step": int}
+        if not isinstance(state, dict) or not all(isinstance(state.get(key), kinds[key]) for key in kinds):
             raise UserError(
                 f"{self._state_path} is not the state of a run: begin anew with --fresh, or give another --name."
             )
@@ -119,18 +134,14 @@ class Run:
         """Take out this program's lines after the step `logged`, which are about to be written again, and
         lines that are not whole.
         """
-        remove_partial(self._state_path)
         kept = []
         for text in (
             self._log_path.read_text(encoding="utf-8", errors="replace").splitlines()
             if self._log_path.exists()
             else ()
         ):
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if line["program"] != self.program or line["step"] <= logged:
+            line = _parsed(text)
+            if line and (line["program"] != self.program or line["step"] <= logged):
                 kept.append(text + "\n")
         write_text(self._log_path, "".join(kept))
 
@@ -164,8 +175,7 @@ class Run:
         """One line of log.jsonl, and the same to wandb. Values are numbers; `step` counts outer steps."""
         if not self.world.first:
             return
-        with open(self._log_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(self.log_line(step, values)) + "\n")
+        append_line(self._log_path, json.dumps(self.log_line(step, values)))
         self.log_wandb(step, values)
 
     def summarise(self, values):
@@ -208,3 +218,14 @@ class Run:
         self.world.barrier()
         if self._wandb:
             self._wandb.finish()
+        self._lock = None
+
+
+def _parsed(text):
+    """A line of a log, or None for one that is none, such as one that a death has torn."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(line, dict) and isinstance(line.get("program"), str)
+    return line if whole and isinstance(line.get("step"), (int, float)) else None

@@ -7,7 +7,7 @@ import signal
 import sys
 from contextlib import contextmanager
 
-from distill_utils.runs.errors import UserError
+from distill_utils.runs.errors import UserError, first_line
 
 
 class Interrupted(BaseException):
@@ -52,16 +52,15 @@ _signals = _Signals()
 undisturbed = _signals.undisturbed
 
 
-def run_program(main):
-    """Exit status of `main(sys.argv[1:])`; a UserError is one line on stderr and status 2, a signal n is
-    status 128 + n.
+def run_program(main, batch_flag=None):
+    """Exit status of `main(sys.argv[1:])`; a mistake, a refusal of the system and a lack of memory are one line
+    on stderr and status 2, a signal n is status 128 + n.
+
+    batch_flag: of this program, what makes it use less memory.
     """
     _signals.install()
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Interrupted as interruption:
         (number,) = interruption.args
         print(
@@ -69,4 +68,33 @@ def run_program(main):
             file=sys.stderr,
         )
         return 128 + number
+    except Exception as error:
+        sentence = _sentence(error, batch_flag)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _sentence(error, batch_flag):
+    """What the user is told of an error that is not a mistake of this code; None for one that is."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or first_line(error)}."
+    what = _lacking(error)
+    if what is None:
+        return None
+    less = f"lower {batch_flag}, or add --grad_checkpointing" if batch_flag else "give it less at a time"
+    return f"{what} ({first_line(error)}): {less}."
+
+
+def _lacking(error):
+    torch = sys.modules.get("torch")  # its errors are there only where it was imported
+    if torch and isinstance(error, torch.OutOfMemoryError):
+        return "The GPU's memory is full"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return "This machine's memory is full"
+    return None

@@ -2,13 +2,34 @@
 
 import json
 import os
+import re
+import shutil
 import socket
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from distill_utils.runs.errors import UserError
+
+_ABANDONED = 24 * 3600  # seconds without a change, after which another host's unfinished file is nobody's
+
+
+def partial_path(path):
+    """Where `path` is written until it is whole; the name says which process of which host writes it."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def writing(path):
+    """A block that writes `path`: what the system says against it is a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 @contextmanager
@@ -20,18 +41,18 @@ def atomic_path(path):
     whole.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    partial = partial_path(path)
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            _sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def _sync_folder(folder):
@@ -45,13 +66,34 @@ def _sync_folder(folder):
         os.close(handle)
 
 
-def remove_partial(path):
-    """Remove what processes that were killed while writing `path` left beside it; only for who alone writes
-    it.
+def remove_orphans(folder):
+    """Remove what processes that have died left half written in `folder`, files and folders.
+
+    Of this host: what belongs to no living process. Of another: what has not changed for a day.
     """
-    path = Path(path)
-    for partial in path.parent.glob(f"{path.name}.*.tmp"):
-        partial.unlink(missing_ok=True)
+    for partial in Path(folder).glob("*.tmp"):
+        with suppress(OSError):  # gone meanwhile, or another user's
+            if _is_orphan(partial):
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+
+
+def _is_orphan(partial):
+    match = re.fullmatch(r".+\.(\d+)\.tmp", partial.name)
+    if not match:
+        return False
+    if partial.name.endswith(f".{socket.gethostname()}.{match[1]}.tmp"):
+        return not _is_alive(int(match[1]))
+    return time.time() - partial.stat().st_mtime > _ABANDONED
+
+
+def _is_alive(process):
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path, text):
@@ -59,8 +101,29 @@ def write_text(path, text):
         partial.write_text(text, encoding="utf-8")
 
 
+def append_line(path, text):
+    """A line at the end of a log; where the last one was torn by a death, on a line of its own."""
+    with writing(path), open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                text = "\n" + text
+        file.write((text + "\n").encode())
+
+
 def write_json(path, value):
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Says a value that occurs twice twice: `read_yaml` takes no aliases."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+def write_yaml(path, values):
+    write_text(path, yaml.dump(values, Dumper=_Dumper, sort_keys=False))
 
 
 def write_array(path, array):

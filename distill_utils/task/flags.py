@@ -6,7 +6,7 @@ from data.karpathy import DATASETS
 from data.toy import SIZES, parse_sizes
 from data.transforms import AUGMENTATIONS
 from distill_utils.runs.errors import UserError
-from distill_utils.runs.flags import Parser, count, positive, run_flags, whole
+from distill_utils.runs.flags import Parser, component, count, positive, run_flags, whole
 
 
 def program_parser(doc, folder=True):
@@ -58,7 +58,7 @@ def data_flags(parser):
 
 def model_flags(parser):
     add = parser.group("model")
-    add("--image_encoder", str, "nfnet", "nfnet, or any timm name")
+    add("--image_encoder", component, "nfnet", "nfnet, or any timm name")
     add("--text_encoder", str, "bert", "bert, toy_bert, a local folder, or a hub id")
     add("--image_pretrained", bool, True, "start the image tower from pretrained weights")
     add("--text_pretrained", bool, True, "load the text encoder's weights (false: random ones)")
