@@ -1,15 +1,15 @@
-"""One distilled set, students of many architectures: `python -m distill_utils.crossarch --ckpt_path RUN
---image_encoders nfnet,vit`.
+"""Students of many architectures: `python -m distill_utils.crossarch --ckpt_path RUN --image_encoders
+nfnet,vit`.
 
-Another text encoder than the set's cannot read its learned text embeddings: its students get its own
-embeddings of the captions that the pairs began as, where the set has them, and so the learned images and
-similarity alone.
+What the command does not say, the set does. Another text encoder than the set's cannot read its learned text
+embeddings: its students get its own embeddings of the captions that the pairs began as, where the set has
+them, and so the learned images and similarity alone.
 """
 
 import sys
 from argparse import Namespace
-from functools import partial
 
+from distill_utils.evaluation.from_flags import ask_the_set
 from distill_utils.evaluation.students import evaluate_synthetic_set
 from distill_utils.evaluation.tables import format_table
 from distill_utils.runs import flags
@@ -25,10 +25,14 @@ from distill_utils.task.flags import program_parser
 from distill_utils.task.from_flags import model_maker, open_task
 from distill_utils.training.losses import LOSSES
 
+# In what these students may differ from those that the set was made with.
+_STUDENTS_OWN = ("image_encoder", "image_pretrained", "image_trainable", "text_encoder")
+
 
 def for_text_encoder(synthetic, task, path):
-    """The set itself if its texts are the task's, else a copy with the task's embeddings of its source
-    captions. A file of the reference does not say whose its texts are: they are taken for the task's.
+    """The set itself if its texts are the task's, else a copy with the task's embeddings of its captions.
+
+    A file of the reference does not say whose its texts are: they are taken for the task's.
     """
     if synthetic.meta.get("text_fingerprint") in (None, task.text_fingerprint):
         return synthetic
@@ -59,49 +63,52 @@ def make_parser():
 
 def main(argv=None):
     """{image encoder + text encoder: result}."""
-    args = flags.parse(make_parser(), argv)
+    args, given = flags.parse_given(make_parser(), argv)
     path = find_checkpoint(args.ckpt_path)
     synthetic = SyntheticSet.load(path)
-    loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
+    ask_the_set(args, given, synthetic, path, may_differ=_STUDENTS_OWN)
     run = Run(args, "crossarch", default_name=path.parent.name, directory=path.parent, divided=True)
+    about = {"file": path.name, "digest": synthetic.digest(), "dataset": args.dataset}
     rows = {}
     for text_encoder in args.text_encoders or (args.text_encoder,):
         task = open_task(Namespace(**vars(args) | {"text_encoder": text_encoder}), run.device)
         adapted = for_text_encoder(synthetic, task, path)
         require_fits(adapted, task, path)
+        captions = "" if adapted is synthetic else " (source captions)"
         for image_encoder in args.image_encoders or (args.image_encoder,):
-            name = f"{image_encoder} + {text_encoder}" + (
-                "" if adapted is synthetic else " (source captions)"
-            )
-            evaluate = partial(
-                evaluate_synthetic_set,
-                adapted,
-                task,
-                model_maker(Namespace(**vars(args) | {"image_encoder": image_encoder}), task, run.device),
-                num_eval=args.num_eval,
-                epochs=args.epoch_eval_train,
-                batch_size=args.batch_eval,
-                loss_type=loss_type,
-                temperature=args.temperature,
-                seed=derive_seed(args.seed, "evaluate"),
-                device=run.device,
-                precision=args.precision,
-                world=run.world,
-            )
-            try:
-                rows[name] = evaluate()
-            except Diverged as error:
-                rows[name] = {"diverged": str(error)}
-    about = {"file": path.name, "digest": synthetic.digest()}
-    run.update_results({"cross": {name: row | about for name, row in rows.items()}})
+            students = Namespace(**vars(args) | {"image_encoder": image_encoder})
+            row = _evaluate(students, run, adapted, task)
+            rows[f"{image_encoder} + {text_encoder}{captions}"] = row | about
+            run.update_results({"cross": rows})  # at once: what is done stays whatever comes after
     run.finish()
     if run.world.first:
         print(
-            f"{path}: {len(synthetic)} pairs, test recall in % of fresh students of other architectures, "
-            "epoch chosen on val"
+            f"{path}: {len(synthetic)} pairs, test recall in % of students of other architectures, ", end=""
         )
+        print("epoch chosen on val")
         print(format_table(rows))
     return rows
+
+
+def _evaluate(args, run, synthetic, task):
+    """The result of students with the image encoder of `args`, or in what words they diverged."""
+    try:
+        return evaluate_synthetic_set(
+            synthetic,
+            task,
+            model_maker(args, task, run.device),
+            num_eval=args.num_eval,
+            epochs=args.epoch_eval_train,
+            batch_size=args.batch_eval,
+            loss_type=args.loss_type or synthetic.meta.get("loss", "WBCE"),
+            temperature=args.temperature,
+            seed=derive_seed(args.seed, "evaluate"),
+            device=run.device,
+            precision=args.precision,
+            world=run.world,
+        )
+    except Diverged as error:
+        return {"diverged": str(error)}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 from commands import distill, toy
 
-from distill_utils import coreset, evaluate
+from distill_utils import coreset, crossarch, evaluate
 from distill_utils.evaluation import students
 from distill_utils.runs.errors import UserError
 
@@ -89,3 +89,15 @@ def test_a_file_of_the_reference_says_nothing_so_the_flags_do(here):
     torch.save({key: value for key, value in saved.items() if key != "meta"}, path)
     row = evaluate.main([*toy(here), "--ckpt_path", str(path), *QUICK, "--temperature", "0.2"])["distilled"]
     assert row["temperature"] == 0.2 and row["distilled_from"] is None
+
+
+def test_students_of_another_architecture_ask_the_set_for_the_rest(here, monkeypatch):
+    path = coreset.main(
+        ["random", *toy(here), "--num_queries", "4", "--name", "crossing", "--temperature", "0.3"]
+    )
+    seen = arguments_of(monkeypatch)
+    rows = crossarch.main(["--ckpt_path", str(path), *QUICK, "--image_encoders", "test_vit,test_nfnet"])
+    assert list(rows) == ["test_vit + toy_bert", "test_nfnet + toy_bert"]
+    assert [arguments["temperature"] for arguments in seen] == [0.3, 0.3]
+    with pytest.raises(UserError, match="--temperature 0.1 contradicts"):
+        crossarch.main(["--ckpt_path", str(path), *QUICK, "--temperature", "0.1"])
