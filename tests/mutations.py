@@ -199,17 +199,17 @@ MUTATIONS = [
     (
         "distill_utils/task/from_flags.py",
         "tests/experts/test_buffer_flags.py",
-        {"experts never augmenting": ("augment=not args.no_aug", "augment=False")},
+        {"experts never augmenting": ("None if args.no_aug else args.augmentation", "None")},
     ),
     (
         "distill_utils/task/retrieval_task.py",
         "tests/task/test_batches.py",
         {
             "augmentation lost on the way": (
-                "image_size=image_size, augment=augment",
-                "image_size=image_size, augment=False",
+                "            augmentation=augmentation,",
+                "            augmentation=None,",
             ),
-            "augmented images kept": ("if self.augment or size", "if size"),
+            "augmented images kept": ("if self.augmentation or size", "if size"),
             "experts' batches unshuffled": (
                 "batch_size, shuffle=True, generator",
                 "batch_size, shuffle=False, generator",

@@ -12,24 +12,33 @@ def require_no_running_statistics(model):
     for name, module in model.named_modules():
         if module.training and getattr(module, "running_mean", None) is not None:
             raise UserError(
-                f"{name} ({type(module).__name__}) keeps running statistics, which are no function of the weights: "
-                "trajectory matching needs an encoder without BatchNorm, such as nfnet or resnet18_gn, or --image_trainable false."
+                f"{name} ({type(module).__name__}) keeps running statistics, which are no function of "
+                "the weights: trajectory matching needs an encoder without BatchNorm, such as nfnet or "
+                "resnet18_gn, or --image_trainable false."
             )
 
 
 def require_combination(second_order, *, precision, compile, grad_checkpointing):
-    """UserError for options of Matcher that cannot work together."""
+    """UserError for options of Matcher that cannot work together.
+
+    What precision may touch: products of 10 bits (tf32) or 7 (bf16) serve students, experts and the exact
+    second derivatives, whose error stays of that size; a difference of gradients divides it by a small step.
+    So `finite` computes in fp32 under tf32, where that is a switch, and refuses bf16.
+    """
     if compile and second_order != "finite":
         raise UserError(
-            f"--compile compiles first-order gradients only: it goes with --second_order finite, not {second_order}."
+            f"--compile compiles first-order gradients only: "
+            f"it goes with --second_order finite, not {second_order}."
         )
-    if precision != "fp32" and second_order == "finite":
+    if precision == "bf16" and second_order == "finite":
         raise UserError(
-            f"--precision {precision} rounds away the small steps of --second_order finite: use fp32, or forward or reverse."
+            "--precision bf16 rounds away the small steps of --second_order finite: use fp32, tf32 (which "
+            "matching then leaves to the students), or forward or reverse."
         )
     if grad_checkpointing and second_order != "finite":
         raise UserError(
-            f"--grad_checkpointing recomputes first-order graphs only: it goes with --second_order finite, not {second_order}."
+            f"--grad_checkpointing recomputes first-order graphs only: "
+            f"it goes with --second_order finite, not {second_order}."
         )
 
 

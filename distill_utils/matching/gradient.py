@@ -27,6 +27,7 @@ only the theta half of each derivative. The derivative is taken in one of three 
               `Finite`).
 """
 
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ import torch
 from distill_utils.matching.checks import require_combination, require_no_running_statistics
 from distill_utils.matching.derivatives import DERIVATIVES, dot
 from distill_utils.matching.student import Batch, Student, WeightPath
+from distill_utils.runs.devices import exact_products
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.processes import ALONE
 from networks.weights import Weights
@@ -84,7 +86,8 @@ class Matcher:
     model: a TwoTower, copied; its values do not matter, its train/eval mode and its frozen parameters do.
     loss_fn: f(logits [B, B], similarity [B, B]) -> scalar. merge_towers: one ratio of summed distances
     instead of the sum of two.
-    path_device: where the path of thetas rests (default: with the model). precision: fp32, tf32 or bf16.
+    path_device: where the path of thetas rests (default: with the model). precision: fp32, tf32 or bf16 (see
+    checks.require_combination).
     compile: the image tower by torch.compile. world: the processes that divide the second pass among them, to
     the same result as one of them alone (its inner steps are independent if truncated; if full each needs the
     next one's lambda, so that the first process does them all).
@@ -108,7 +111,8 @@ class Matcher:
     ):
         if gradient not in GRADIENTS or second_order not in DERIVATIVES:
             raise UserError(
-                f"gradient {gradient!r} must be full or truncated, second_order {second_order!r} one of {', '.join(DERIVATIVES)}."
+                f"gradient {gradient!r} must be full or truncated, "
+                f"second_order {second_order!r} one of {', '.join(DERIVATIVES)}."
             )
         require_no_running_statistics(model)
         checkpointed = any(getattr(module, "grad_checkpointing", False) for module in model.modules())
@@ -120,6 +124,8 @@ class Matcher:
         self._derivative = DERIVATIVES[second_order](self._student, self.full, path_device)
         self._path, self._final = WeightPath(path_device), None
         self._world = world
+        rounded = precision == "tf32" and second_order != "finite"
+        self._products = nullcontext if rounded else exact_products
 
     def __call__(self, synthetic, start, target, minibatches, seed=None):
         """The MatchingLoss of a student that starts at `start`; fills `.grad` of every parameter of the
@@ -131,7 +137,7 @@ class Matcher:
         """
         eta = Weights(synthetic.lr_img.item(), synthetic.lr_txt.item())
         seed = int(torch.randint(1 << 62, ())) if seed is None else seed
-        with torch.no_grad():
+        with torch.no_grad(), self._products():
             batches = [Batch(*synthetic.minibatch(ids), seed + t) for t, ids in enumerate(minibatches)]
             self._inner_loop(start, batches, eta)
             loss = self._objective(start, target)
@@ -171,14 +177,14 @@ class Matcher:
         return 0 if self.full else t
 
     def _from_owner(self, tensor, t):
-        """The tensor of the process that has inner step t, on all of them; others' are overwritten in place."""
+        """The tensor of the process that has inner step t, on all; others' are overwritten in place."""
         if self._world.size > 1:
             tensor = tensor.contiguous()
             self._world.broadcast(tensor, self._part(t))
         return tensor
 
     def _inner_loop(self, start, batches, eta):
-        """Leaves the student at theta_T and theta_0 .. theta_{T-1} in the path; no graph outlives its step."""
+        """Leaves the student at theta_T and theta_0 .. theta_{T-1} in the path; no graph outlives a step."""
         student = self._student
         student.load(start)
         for t, batch in enumerate(batches):

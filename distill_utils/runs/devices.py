@@ -1,6 +1,7 @@
 """Where a run computes and how precisely: the device, fp32, tf32 or bf16, and how much memory is in use."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,8 +11,8 @@ from distill_utils.runs.processes import local_rank
 
 
 def resolve_device(name):
-    """`auto` (under torchrun the GPU that it means for this process), `cpu`, or any device that torch names and
-    that is there.
+    """`auto` (under torchrun the GPU that it means for this process), `cpu`, or any device that torch names
+    and that is there.
 
     `auto` is the CPU only where no GPU was asked for: UserError where one that LORS_GPU (the sh files' first
     argument) or CUDA_VISIBLE_DEVICES names cannot be used.
@@ -49,10 +50,24 @@ def describe_device(device):
 
 
 def set_precision(name, device):
-    """Make float32 products exact, or of 10 bits for tf32, in the whole process. UserError for tf32 off CUDA."""
+    """Make float32 products exact, or of 10 bits for tf32, in this process. UserError for tf32 off CUDA."""
     if name == "tf32" and device.type != "cuda":
         raise UserError(f"--precision tf32 needs a CUDA GPU, but the run is on {device}: use fp32 or bf16.")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+@contextmanager
+def exact_products():
+    """A block whose float32 products are exact, whatever the precision of the run."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    was = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, was):
+            backend.allow_tf32 = allowed
 
 
 def autocast(name, device):

@@ -7,6 +7,7 @@ from data.toy import SIZES, parse_sizes
 from data.transforms import AUGMENTATIONS
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.flags import Parser, component, count, positive, run_flags, whole
+from distill_utils.task.decoding import free_cores
 
 
 def program_parser(doc, folder=True):
@@ -48,7 +49,7 @@ def data_flags(parser):
     )
     add("--image_size", count, 224, "side of the square images, in pixels")
     add("--toy_size", _sizes, SIZES, "images of the toy data set", metavar="TRAIN,VAL,TEST")
-    add("--num_workers", whole, 2, "processes that decode images")
+    add("--num_workers", whole, free_cores(), "processes that decode images")
     how = "how experts see real images: as the published ones did, or by RandAugment"
     add("--augmentation", AUGMENTATIONS, "published", how)
     add("--no_aug", bool, False, "train on plainly resized real images")

@@ -14,7 +14,7 @@ from data import build_datasets
 from data.transforms import normalise, test_transform
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_indices
-from distill_utils.task.decoding import batches, decode, encoder_input, in_order, require_files
+from distill_utils.task.decoding import Drawn, batches, decode, encoder_input, in_order, require_files
 from distill_utils.training.losses import identity_target
 from networks.text_encoders import TOY, build_text_encoder, embed_captions, ensure_toy_bert
 
@@ -198,7 +198,7 @@ class RetrievalTask:
         identity [B, B], the pairs [B].
         """
         for images, pairs in self._image_batches(batch_size, generator):
-            texts = self.train_texts[pairs].to(device)
+            texts = self.train_texts[pairs].to(device, non_blocking=True)
             yield encoder_input(images, device), texts, identity_target(len(pairs), texts), pairs
 
     def _image_batches(self, batch_size, generator):
@@ -209,9 +209,8 @@ class RetrievalTask:
         size = 3 * self.image_size**2 * len(self.train.image_paths)
         if self.augmentation or size > _CACHE_BYTES:
             workers = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
-            yield from batches(
-                DataLoader(self.train, batch_size, shuffle=True, generator=generator, **workers)
-            )
+            train = Drawn(self.train, int(torch.randint(1 << 62, (), generator=generator)))
+            yield from batches(DataLoader(train, batch_size, shuffle=True, generator=generator, **workers))
             return
         if self._train_images is None:  # without augmentation an image is always the same: decoded once
             self._train_images = decode(

@@ -117,3 +117,37 @@ def test_tf32_needs_cuda():
         set_precision("tf32", torch.device("cpu"))
     set_precision("fp32", torch.device("cpu"))
     assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture
+def tf32_process():
+    """The switches of products of 10 bits, on; a CPU has them too, though nothing that they switch."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield backends
+    for backend in backends:
+        backend.allow_tf32 = False
+
+
+@pytest.mark.parametrize(
+    "second_order, precision, rounded",
+    [
+        ("finite", "tf32", False),
+        ("finite", "fp32", False),
+        ("forward", "fp32", False),  # what --check_gradient compares with
+        ("forward", "tf32", True),
+        ("reverse", "tf32", True),
+    ],
+)
+def test_what_tf32_may_round(tf32_process, second_order, precision, rounded):
+    backends, seen = tf32_process, set()
+
+    def loss(*given):
+        seen.update(backend.allow_tf32 for backend in backends)
+        return LOSSES["InfoNCE"](*given)
+
+    model, synthetic, *rest = nfnet_problem(torch.float32, steps=1)
+    matcher = Matcher(model, loss, second_order=second_order, precision=precision, temperature=TAU)
+    matcher(synthetic, *rest, seed=5)
+    assert seen == {rounded} and all(backend.allow_tf32 for backend in backends)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from data.transforms import normalise
+from data.transforms import normalise, train_transform
 from distill_utils.runs.seeds import generator
+from distill_utils.task.decoding import free_cores
 from distill_utils.task.retrieval_task import RetrievalTask
 
 
@@ -14,7 +15,8 @@ def make_task(tmp_path_factory):
 
     def make(augment):
         where = {"image_root": folder / "data", "ann_root": folder / "data"}
-        options = {"image_size": 24, "toy_sizes": (9, 2, 2), "num_workers": 0, "augment": augment}
+        options = {"image_size": 24, "toy_sizes": (9, 2, 2), "num_workers": 0}
+        options["augmentation"] = "published" if augment else None
         return RetrievalTask("toy", "toy_bert", checkpoint_dir=folder / "checkpoints", **where, **options)
 
     return {augment: make(augment) for augment in (True, False)}.__getitem__
@@ -66,3 +68,31 @@ def test_a_frozen_encoders_features_are_those_of_the_pairs_images(make_task):
             assert torch.equal(galleries[split].images, normalise(pixels[split].images).flatten(1))
     finally:
         task.look_through(None, "cpu")
+
+
+@pytest.mark.parametrize("augmentation", ["published", "strong"])
+def test_the_number_of_workers_changes_no_image_and_no_other_random_number(make_task, augmentation):
+    task = make_task(True)
+    task.train.transform = train_transform(24, augmentation)
+    epochs = []
+    for workers in (0, 1, 3):
+        task.num_workers = workers
+        torch.manual_seed(4)
+        seen, order = epoch(task, 7)
+        epochs.append((torch.stack([seen[pair][0] for pair in order]), order, torch.rand(3)))
+    task.num_workers = 0
+    for images, order, following in epochs[1:]:
+        assert torch.equal(images, epochs[0][0]) and order == epochs[0][1]
+        assert torch.equal(following, epochs[0][2])
+
+
+def test_workers_are_the_cores_that_there_are(monkeypatch):
+    def cores(number, ranks=None):
+        monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(number)), raising=False)
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        if ranks:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        return free_cores()
+
+    assert [cores(1), cores(6), cores(64)] == [1, 6, 16]
+    assert [cores(64, 8), cores(64, 2), cores(2, 8)] == [8, 16, 1]  # ranks of one host share them
