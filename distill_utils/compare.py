@@ -9,9 +9,10 @@ from pathlib import Path
 
 from distill_utils.evaluation.protocols import summarise_runs
 from distill_utils.evaluation.tables import format_table, markdown
-from distill_utils.pages.inputs import read_results, set_rows
+from distill_utils.pages.rows import set_rows
 from distill_utils.pages.templates import escape_markdown
 from distill_utils.runs.errors import UserError
+from distill_utils.runs.reading import read_json
 from distill_utils.runs.signals import run_program
 from distill_utils.synthetic.checkpoint import find_checkpoint, saved_sets
 from distill_utils.synthetic.set import SyntheticSet
@@ -22,7 +23,7 @@ def headline(run):
     else the run's own. UserError where there is none.
     """
     folder, notes = Path(run), []
-    results = read_results(folder)
+    results = read_json(folder / "results.json", {})
     if folder.is_dir() and saved_sets(folder):
         path = find_checkpoint(folder)
         synthetic = SyntheticSet.load(path)

@@ -21,8 +21,10 @@ from safetensors.torch import save_file
 
 from distill_utils.pages.card import card
 from distill_utils.pages.images import encode, to_picture
-from distill_utils.pages.inputs import read_nearest, read_results, set_rows, source_captions
+from distill_utils.pages.inputs import plain_meta, read_nearest, source_captions
+from distill_utils.pages.rows import set_rows
 from distill_utils.runs.errors import UserError
+from distill_utils.runs.reading import read_json
 from distill_utils.runs.signals import run_program
 from distill_utils.runs.writing import atomic_path, write_json, write_text
 from distill_utils.synthetic.checkpoint import find_checkpoint
@@ -48,17 +50,17 @@ def exact_tensors(synthetic):
     }
 
 
-def export_safetensors(synthetic, out, pairs, text):
+def export_safetensors(synthetic, out, pairs, meta, text):
     with atomic_path(out) as partial:
         save_file(
             exact_tensors(synthetic),
             partial,
-            metadata={"card": text, "pairs": json.dumps(pairs), "meta": json.dumps(synthetic.meta)},
+            metadata={"card": text, "pairs": json.dumps(pairs), "meta": json.dumps(meta)},
         )
     write_text(out.with_suffix(".md"), text)
 
 
-def export_folder(synthetic, out, pairs, text):
+def export_folder(synthetic, out, pairs, meta, text):
     for number, pixels in enumerate(synthetic.pixels()):
         with atomic_path(out / f"images/{number:05d}.png") as partial:
             partial.write_bytes(encode(to_picture(pixels)))
@@ -68,7 +70,7 @@ def export_folder(synthetic, out, pairs, text):
     write_text(out / "README.md", text)
 
 
-def export_parquet(synthetic, out, pairs, text):
+def export_parquet(synthetic, out, pairs, meta, text):
     tensors = exact_tensors(synthetic)
     shape = tensors["images"].shape[1:]
 
@@ -88,7 +90,7 @@ def export_parquet(synthetic, out, pairs, text):
     }
     facts = {
         "card": text,
-        "meta": synthetic.meta,
+        "meta": meta,
         "image_shape": list(shape),
         "lr_img": tensors["lr_img"].item(),
         "lr_txt": tensors["lr_txt"].item(),
@@ -127,10 +129,11 @@ def main(argv=None):
         raise UserError(f"--out {out} exists already: give a new path, nothing is overwritten.")
     synthetic, notes = SyntheticSet.load(path), []
     step, count = synthetic.meta.get("step"), len(synthetic)
-    rows = set_rows(read_results(path.parent), path, synthetic, notes)
+    rows = set_rows(read_json(path.parent / "results.json", {}), path, synthetic, notes)
     nearest = read_nearest(path.parent, step, count, notes)
     pairs = describe_pairs(nearest, source_captions(synthetic, notes), count)
-    FORMS[args.to](synthetic, out, pairs, card(synthetic, path, rows, args.licence))
+    meta = plain_meta(synthetic, notes)
+    FORMS[args.to](synthetic, out, pairs, meta, card(synthetic, path, rows, args.licence))
     print("\n".join([f"{count} pairs in {out}", *notes]))
     return out
 

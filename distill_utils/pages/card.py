@@ -1,8 +1,9 @@
 """The model card of an exported set: what it is, how good it is, how to train on it."""
 
 from distill_utils.evaluation.protocols import METRICS
-from distill_utils.pages.inputs import fact, on_other_data
+from distill_utils.pages.rows import on_other_data
 from distill_utils.pages.templates import render
+from distill_utils.pages.values import fact
 
 _LABELS = {
     "random": "random real pairs, InfoNCE",

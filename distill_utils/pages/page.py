@@ -6,8 +6,9 @@ import yaml
 
 from distill_utils.pages.figures import curve_figures, svg
 from distill_utils.pages.images import image_uri, similarity_image
-from distill_utils.pages.inputs import fact, on_other_data, words
+from distill_utils.pages.rows import on_other_data
 from distill_utils.pages.templates import render
+from distill_utils.pages.values import fact, words
 from distill_utils.runs.writing import write_text
 
 COLUMNS = {
@@ -25,6 +26,7 @@ _LABELS = {
     "full": "full data",
 }
 _MOST_PAIRS = 64
+_LONGEST = 1e9  # seconds that are believed
 _MOST_ARGUMENTS = 40_000  # characters
 
 
@@ -96,13 +98,14 @@ def _row(name, row, run):
 
 def _cost(log, device):
     """What the distillation took, in a sentence; empty where the log does not say."""
-    seconds = [line["seconds"] for line in log if "seconds" in line]
+    seconds = [line["seconds"] for line in log if 0 <= line.get("seconds", -1) < _LONGEST]
     if not seconds:
         return ""
-    median, whole = statistics.median(seconds), _duration(sum(seconds))
-    facts = [f"{len(seconds)} outer steps of {median:.2f} s (median), {whole} in all"]
-    if len(log) > 1 and "time" in log[0] and "time" in log[-1]:
-        facts.append(f"{_duration(log[-1]['time'] - log[0]['time'])} with evaluations")
+    median, steps = statistics.median(seconds), _duration(sum(seconds))
+    facts = [f"{len(seconds)} outer steps of {median:.2f} s (median), {steps} in all"]
+    whole = log[-1].get("time", 0) - log[0].get("time", _LONGEST)
+    if 0 < whole < _LONGEST:
+        facts.append(f"{_duration(whole)} with evaluations")
     if memory := max(line.get("memory_mb", 0) for line in log):
         facts.append(f"at most {memory / 1024:.1f} GiB of memory")
     if skipped := sum("Guard/bad_steps" in line for line in log):

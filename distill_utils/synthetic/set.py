@@ -158,6 +158,10 @@ class SyntheticSet(nn.Module):
                 f"{path} is not a synthetic set: its images, texts and similarity are not of one number of "
                 "pairs, or its meta no dict."
             )
+        for key in ("mean", "std"):
+            values = meta.get(key, [0.5] * 3)
+            if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(map(_is_positive, values)):
+                raise UserError(f"{path} is not a synthetic set: {key!r} in its meta must be three numbers above 0.")
         return cls(
             saved["image"].float(),
             saved["text"].float(),
@@ -166,6 +170,10 @@ class SyntheticSet(nn.Module):
             saved["syn_lr_txt"].float().reshape(()),
             meta,
         )
+
+
+def _is_positive(value):
+    return isinstance(value, (int, float)) and 0 < value < 1e6
 
 
 @torch.no_grad()
