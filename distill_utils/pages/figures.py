@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torchvision.utils import make_grid
 
 from distill_utils.pages.images import encode, off_diagonal_limit, to_picture
+from distill_utils.pages.pairs import draw_pairs
 from distill_utils.runs.writing import atomic_path
 
 _INK = "#808790"  # reads on light and on dark
@@ -115,6 +116,7 @@ def write_figures(run):
         if synthetic is not None:
             grid = make_grid(synthetic.pixels(), nrow=10, padding=2, pad_value=1.0)
             pictures[name] = encode(to_picture(grid))
+    pictures["pairs"] = encode(draw_pairs(run), optimize=True)
     paths = []
     for name, data in pictures.items():
         paths.append(run.folder / "figures" / f"{name}.png")

@@ -145,9 +145,10 @@ def _pairs(run, after):
     pairs = []
     for i in range(min(len(run.final), _MOST_PAIRS)):
         images = [] if before is None else [("initial", image_uri(before[i]))]
+        learned = "learned" if run.step else "image"
         pairs.append(
             {
-                "images": [*images, ("learned", image_uri(after[i]))],
+                "images": [*images, (learned, image_uri(after[i]))],
                 "began": (run.sources[i] or "noise") if run.sources else None,
                 "nearest": run.nearest[i] if run.nearest else [],
             }

@@ -199,9 +199,10 @@ def test_figures_for_a_paper(tmp_path):
         "similarity",
         "images_initial",
         "images_learned",
+        "pairs",
     ]
     assert all(Image.open(path).format == "PNG" for path in paths) and Image.open(paths[0]).width > 1000
-    pixels = Image.open(paths[-1]).getpixel((4, 4))
+    pixels = Image.open(paths[-2]).getpixel((4, 4))
     learned = SyntheticSet.load(tmp_path / "distilled_20.pt").pixels()[0][
         :, 2, 2
     ]  # behind two pixels of a frame
