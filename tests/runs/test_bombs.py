@@ -139,7 +139,18 @@ def test_yaml(tmp_path):
     assert "laughs.yaml cannot be read as YAML: it uses the alias" in sentence and megabytes < 50
 
 
-STRANGE = ["[" * 100_000, "1" * 5000, "\x00", "{1: 2}", "[1]", "2020-13-45: 1", "a: 2020-13-45", "? [a]\n: 1", "- a", "!!x y"]
+STRANGE = [
+    "[" * 100_000,
+    "1" * 5000,
+    "\x00",
+    "{1: 2}",
+    "[1]",
+    "2020-13-45: 1",
+    "a: 2020-13-45",
+    "? [a]\n: 1",
+    "- a",
+    "!!x y",
+]
 
 
 @pytest.mark.parametrize("text", STRANGE, ids=range(len(STRANGE)))

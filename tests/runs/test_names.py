@@ -11,7 +11,20 @@ from distill_utils import benchmark, compare, coreset, crossarch, evaluate, expo
 from distill_utils.runs import flags
 from distill_utils.runs.errors import UserError
 
-NOT_NAMES = ["../../victim", "..", ".", "", " ", "a/b", "/tmp/x", "a\\b", ".hidden", "a\nb", "a\0b", "x" * 300]
+NOT_NAMES = [
+    "../../victim",
+    "..",
+    ".",
+    "",
+    " ",
+    "a/b",
+    "/tmp/x",
+    "a\\b",
+    ".hidden",
+    "a\nb",
+    "a\0b",
+    "x" * 300,
+]
 
 
 @pytest.mark.parametrize("name", NOT_NAMES)
@@ -55,7 +68,10 @@ def test_a_run_goes_on_with_the_same_experts_and_weights(here, flag):
 
 @pytest.mark.parametrize(
     "program, flag",
-    [(distill_lors, name) for name in "batch_train batch_size_train data_path std distill text_trainable".split()]
+    [
+        (distill_lors, name)
+        for name in "batch_train batch_size_train data_path std distill text_trainable".split()
+    ]
     + [(buffer, "text_trainable"), (buffer, "std")],
     ids=lambda value: getattr(value, "__name__", value),
 )
