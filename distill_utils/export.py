@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from distill_utils.pages.card import card
 from distill_utils.pages.images import encode, to_picture
@@ -50,13 +50,19 @@ def exact_tensors(synthetic):
     }
 
 
+def tensor_bytes(tensors, about=None):
+    """A .safetensors whose header is in order: the library writes what is `about` the tensors in any."""
+    data = save(tensors, metadata=about)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
 def export_safetensors(synthetic, out, pairs, meta, text):
+    about = {"card": text, "pairs": json.dumps(pairs), "meta": json.dumps(meta)}
     with atomic_path(out) as partial:
-        save_file(
-            exact_tensors(synthetic),
-            partial,
-            metadata={"card": text, "pairs": json.dumps(pairs), "meta": json.dumps(meta)},
-        )
+        partial.write_bytes(tensor_bytes(exact_tensors(synthetic), about))
     write_text(out.with_suffix(".md"), text)
 
 
@@ -65,7 +71,7 @@ def export_folder(synthetic, out, pairs, meta, text):
         with atomic_path(out / f"images/{number:05d}.png") as partial:
             partial.write_bytes(encode(to_picture(pixels)))
     with atomic_path(out / "tensors.safetensors") as partial:
-        save_file(exact_tensors(synthetic), partial)
+        partial.write_bytes(tensor_bytes(exact_tensors(synthetic)))
     write_json(out / "pairs.json", [{"image": f"images/{n:05d}.png"} | pair for n, pair in enumerate(pairs)])
     write_text(out / "README.md", text)
 

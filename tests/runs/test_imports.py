@@ -17,10 +17,6 @@ def imported(statement):
     return set(subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.split())
 
 
-def test_distilling_needs_no_tables_and_no_figures():
-    assert not imported("import distill_lors") & {"pyarrow", "matplotlib", "scipy", "pandas", "sklearn"}
-
-
 @pytest.mark.parametrize(
     "module", "flags reading writing locks errors signals processes world provenance outline dropped".split()
 )

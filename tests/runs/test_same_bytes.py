@@ -4,11 +4,15 @@ import socket
 
 import pytest
 import torch
+from commands import distill
+from safetensors import safe_open
 
+from distill_utils import export
 from distill_utils.runs import writing
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_yaml
 from distill_utils.runs.tensors import load_tensors, save_tensors
+from distill_utils.synthetic.set import SyntheticSet
 
 
 def some_values():
@@ -48,3 +52,15 @@ def test_yaml_is_written_as_it_is_read_without_aliases(tmp_path):
     (tmp_path / "b.yaml").write_text("one: &x [1, 2]\nother: *x\n")
     with pytest.raises(UserError, match="b.yaml cannot be read as YAML: it uses the alias"):
         read_yaml(tmp_path / "b.yaml")
+
+
+def test_an_exported_set_is_the_same_bytes_every_time(here, tmp_path):
+    run = distill(here, "exported", "--Iteration", "1")
+    files = []
+    for n in range(8):  # of three keys in any order
+        export.main(["--ckpt_path", str(run), "--to", "safetensors", "--out", f"{tmp_path}/{n}.safetensors"])
+        files.append((tmp_path / f"{n}.safetensors").read_bytes())
+    assert len(set(files)) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert set(file.metadata()) == {"card", "pairs", "meta"}
+        assert torch.equal(file.get_tensor("images"), SyntheticSet.load(run).images)
