@@ -9,23 +9,13 @@ its joint embedding.
 import sys
 from pathlib import Path
 
-from distill_utils.experts.folder import experts_folder
-from distill_utils.experts.forgetting import read_forgetting
 from distill_utils.runs import flags
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.flags import count, fraction, whole
-from distill_utils.runs.folder import Run
-from distill_utils.runs.seeds import generator
 from distill_utils.runs.signals import run_program
-from distill_utils.runs.writing import write_array
-from distill_utils.selection import pool_flags, vas
-from distill_utils.selection.coresets import CORESETS, select
-from distill_utils.selection.features import open_features
-from distill_utils.synthetic.set import real_set
-from distill_utils.task.flags import program_parser
-from distill_utils.task.from_flags import made_with, open_task
-from distill_utils.training.losses import LOSSES
+from distill_utils.selection import pool_flags
 
+# A command on a pool imports what it uses: torch and the encoders' libraries are for the coresets alone.
 _POOL_COMMANDS = {
     "vas": pool_flags.vas_parser,
     "moment": pool_flags.moment_parser,
@@ -34,6 +24,10 @@ _POOL_COMMANDS = {
 
 
 def make_parser():
+    from distill_utils.selection.coresets import CORESETS
+    from distill_utils.task.flags import program_parser
+    from distill_utils.training.losses import LOSSES
+
     parser = program_parser(__doc__)
     parser.add_argument("method", choices=CORESETS, help="how pairs are chosen")
     add = parser.group("coreset")
@@ -58,12 +52,24 @@ def main(argv=None):
             raise UserError(
                 "vas_d takes its second moment from the pool: leave --target_variance out, or call vas."
             )
-        return vas.run_command(command, args)
+        from distill_utils.selection.from_flags import run_command
+
+        return run_command(command, args)
     return choose_coreset(flags.parse(make_parser(), argv))
 
 
 def choose_coreset(args):
     """The file of the set."""
+    from distill_utils.experts.folder import experts_folder
+    from distill_utils.experts.forgetting import read_forgetting
+    from distill_utils.runs.folder import Run
+    from distill_utils.runs.seeds import generator
+    from distill_utils.runs.writing import write_array
+    from distill_utils.selection.coresets import select
+    from distill_utils.selection.features import open_features
+    from distill_utils.synthetic.set import real_set
+    from distill_utils.task.from_flags import made_with, open_task
+
     run = Run(args, "coreset", default_name=f"coreset_{args.method}_{args.num_queries}")
     task = open_task(args, run.device)
     pairs = select(

@@ -113,5 +113,4 @@ def test_no_test_file_is_long():
 
 LONG = {
     "data.toy_scenes",  # tables of words and shapes
-    "test_vas.py",
 }

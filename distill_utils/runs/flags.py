@@ -93,6 +93,7 @@ count = _number(int, 1, False, "a whole number of at least 1")
 whole = _number(int, 0, False, "a whole number of at least 0")
 positive = _number(float, 0.0, True, "a number above 0")
 non_negative = _number(float, 0.0, False, "a number of at least 0")
+finite = _number(float, -float("inf"), True, "a finite number")
 
 
 def fraction(text):

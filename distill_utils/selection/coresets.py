@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from distill_utils.runs.errors import UserError
-from distill_utils.selection import vas
+from distill_utils.selection.rounds import shrink
+from distill_utils.selection.score import vas_scores
 
 
 class _Free:
@@ -95,7 +96,7 @@ def most_forgotten(events, learned, n, image_index, generator, unique_images=Tru
 
 
 def by_vas(features, n, *, fraction=1.0, rounds=None, unique_images=True):
-    """The n pairs of highest VAS (vas.py) by image features, after a CLIP cut to a `fraction` of the pool;
+    """The n pairs of highest VAS (score.py) by image features, after a CLIP cut to a `fraction` of the pool;
     rounds: VAS-D.
 
     S is that of the pool itself: all pairs, or of each image the pair whose caption the expert thinks best.
@@ -112,10 +113,9 @@ def by_vas(features, n, *, fraction=1.0, rounds=None, unique_images=True):
         )
     pool, embeddings = pool[:kept], embeddings[:kept]  # in the order of their CLIP scores
     if rounds:
-        return pool[
-            torch.from_numpy(vas.shrink(embeddings.float().numpy(), np.arange(kept), moment, n, rounds))
-        ].tolist()
-    return pool[vas.vas_scores(embeddings, moment).argsort(descending=True, stable=True)[:n]].tolist()
+        left, _ = shrink(embeddings.float().numpy(), np.arange(kept), moment.numpy(), n, rounds)
+        return pool[torch.from_numpy(left)].tolist()
+    return pool[vas_scores(embeddings, moment).argsort(descending=True, stable=True)[:n]].tolist()
 
 
 class Asked(NamedTuple):

@@ -1,11 +1,11 @@
 """The flags of the commands on pools: vas, moment and validate."""
 
-from distill_utils.runs.flags import Parser, count, device_flag, fraction
+from distill_utils.runs.flags import Parser, count, device_flag, finite, fraction
 
 
 def _pool_flags(parser, required):
     add = parser.group("pool")
-    what = "DataComp metadata: pairs of <name>.parquet and <name>.npz (default: none)"
+    what = "DataComp metadata, pairs of <name>.parquet and <name>.npz: a folder or any fsspec URL (default: none)"
     add("--metadata_dir", str, None, what, required=required, metavar="DIR")
     add("--arch", ("l14", "b32"), "l14", "whose scores and embeddings: CLIP's ViT-L/14 or ViT-B/32")
     score = "column of the CLIP scores (default: clip_<arch>..._similarity_score)"
@@ -13,12 +13,20 @@ def _pool_flags(parser, required):
     member = "member of the .npz with the image embeddings (default: <arch>_img)"
     add("--feature_member", str, None, member, metavar="NAME")
     add("--uid_column", str, "uid", "column of the uids", metavar="NAME")
-    add("--block", count, 4096, "rows read at a time; the result does not depend on it", metavar="ROWS")
+    add(
+        "--block",
+        count,
+        4096,
+        "rows of features read at a time; the result does not depend on it",
+        metavar="ROWS",
+    )
 
 
 def _embedding_flags(parser):
     add = parser.group("arithmetic")
-    add("--normalize", bool, False, "make embeddings unit vectors (else those that are not are refused)")
+    add("--normalize", bool, False, "make embeddings unit vectors (else those that are not are bad)")
+    bad = "rows without a finite score or a uid, or with an embedding that is not a unit vector: drop counts and names them"
+    add("--bad_rows", ("refuse", "drop"), "refuse", bad)
     device_flag(add)
 
 
@@ -28,39 +36,22 @@ def vas_parser(doc=None):
     add = parser.group("what to keep")
     what = "the subset; a .json beside it says how it came about"
     add("--save_path", str, None, what, required=True, metavar="FILE.npy")
-    add(
-        "--fraction",
-        fraction,
-        None,
-        "keep this fraction of the pool by CLIP score first (default: all)",
-        metavar="F",
-    )
-    add("--threshold", float, None, "instead: keep CLIP scores of at least this (default: all)", metavar="T")
+    first = "keep this fraction of the pool by CLIP score first (default: all)"
+    add("--fraction", fraction, None, first, metavar="F")
+    add("--threshold", finite, None, "instead: keep CLIP scores of at least this (default: all)", metavar="T")
     part = "of those keep this fraction of the whole pool by VAS (default: --threshold_vas)"
     add("--fraction_vas", fraction, None, part, metavar="F")
-    add(
-        "--threshold_vas",
-        float,
-        None,
-        "instead: keep VAS of at least this (default: --fraction_vas)",
-        metavar="T",
-    )
+    instead = "instead: keep VAS of at least this (default: --fraction_vas)"
+    add("--threshold_vas", finite, None, instead, metavar="T")
     moment = "second moment of the prior set, .npy or .pt (default: VAS-D, the pool's own)"
     add("--target_variance", str, None, moment, metavar="FILE")
-    add(
-        "--num_iters",
-        count,
-        None,
-        "rounds of VAS-D (default: 1, VAS by the second moment of the train data)",
-        metavar="T",
+    rounds = (
+        "rounds of VAS-D; 1 is VAS by the second moment of the train data (default: VAS by --target_variance)"
     )
-    add(
-        "--given_uids_path",
-        str,
-        None,
-        "a subset that the pool is restricted to first (default: none)",
-        metavar="FILE.npy",
-    )
+    add("--num_iters", count, None, rounds, metavar="T")
+    given = "a subset that the pool is restricted to first (default: none)"
+    add("--given_uids_path", str, None, given, metavar="FILE.npy")
+    add("--keep_parts", bool, False, "leave FILE.npy.parts there, which other fractions may go on from")
     _embedding_flags(parser)
     return parser
 
