@@ -2,7 +2,11 @@
 eigenvalue bound against scoring every row.
 """
 
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -12,14 +16,30 @@ import torch
 from distill_utils.benchmarks import cells
 from distill_utils.benchmarks.cells import required
 from distill_utils.evaluation.tables import aligned
-from distill_utils.runs.devices import peak_mb
-from distill_utils.selection import pool, vas
-from distill_utils.selection.oracles import vas_in_memory
+from distill_utils.runs.reading import read_json
 
 _FRACTIONS = (0.45, 0.3)  # DataComp small: of the pool, by CLIP score and by VAS
 _WIDTH, _FILE_ROWS, _ROUNDS = 768, 250_000, 168  # rounds: the paper's for DataComp small
 _UID_STRIDE = 0x9E3779B97F4A7C15F39CC0605CEDC835
 _TWINS = {"static": "in memory", "bounded": "every row"}  # cells that must choose the same set
+_ROOT = Path(__file__).parents[2]
+_IN_MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from distill_utils.selection.oracles import vas_in_memory
+folder, out, *fractions = sys.argv[1:]
+np.save(out, vas_in_memory(Path(folder), np.load(f"{folder}/prior.npy"), *map(float, fractions)))
+"""
+_EVERY_ROW = """
+import sys
+from distill_utils.selection.filtering import Filter
+from distill_utils.selection.pool import Pool
+folder, out, fraction, fraction_vas, rounds = sys.argv[1:]
+job = Filter(Pool(folder, "clip_l14_similarity_score", "l14_img"), out, fraction=float(fraction))
+with job.alone():
+    job.write(*job.by_rounds(float(fraction_vas), int(rounds), bound=False), {})
+"""
 
 
 def make_pool(folder, rows, seed):
@@ -48,22 +68,29 @@ def make_pool(folder, rows, seed):
 
 
 def vas_cell(folder, name):
-    """Seconds and peak memory of one way to filter the pool; what is left is in <folder>_<name>.npy."""
-    out, device = folder.with_name(f"{folder.name}_{name}.npy"), torch.device("cpu")
+    """Seconds and peak memory of one way to filter the pool, as a command of its own with all it imports;
+    what is left is in <folder>_<name>.npy.
+    """
+    out = folder.with_name(f"{folder.name}_{name}.npy")
+    fractions = [str(fraction) for fraction in _FRACTIONS]
+    flags = ["--metadata_dir", str(folder), "--save_path", str(out), "--device", "cpu"]
+    flags += ["--fraction", fractions[0], "--fraction_vas", fractions[1]]
+    program = ["-m", "distill_utils.coreset", "vas", *flags]
+    command = {
+        "in memory": ["-c", _IN_MEMORY, str(folder), str(out), *fractions],
+        "static": [*program, "--target_variance", str(folder / "prior.npy")],
+        "bounded": [*program, "--num_iters", str(_ROUNDS)],
+        "every row": ["-c", _EVERY_ROW, str(folder), str(out), *fractions, str(_ROUNDS)],
+    }[name]
     began = time.perf_counter()
-    moment, rounds = np.load(folder / "prior.npy"), {}
-    if name == "in memory":
-        np.save(out, vas_in_memory(folder, moment, *_FRACTIONS))
-    else:
-        whole = pool.Pool(folder, *vas.ARCHITECTURES["l14"])
-        selection = vas.Selection(whole, out, fraction=_FRACTIONS[0], device=device)
-        if name == "static":
-            chosen, _ = selection.by_prior(torch.from_numpy(moment), fraction=_FRACTIONS[1])
-        else:
-            chosen, summary = selection.by_rounds(_FRACTIONS[1], _ROUNDS, bound=name == "bounded")
-            rounds = {"scored": summary["scored"], "shrink_seconds": summary["seconds"]}
-        selection.write(chosen, {}, {})
-    return {"seconds": time.perf_counter() - began, "peak_mb": peak_mb(device)} | rounds
+    process = subprocess.Popen([sys.executable, *command], cwd=_ROOT, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"the command ended with status {os.waitstatus_to_exitcode(status)}")
+    found = {"seconds": time.perf_counter() - began, "cpu_seconds": used.ru_utime + used.ru_stime}
+    found["peak_mb"] = used.ru_maxrss / 1024
+    facts = read_json(out.with_suffix(".json"), {}).get("vas", {})
+    return found | ({"scored": facts["scored"]} if "scored" in facts else {})
 
 
 def benchmark(args, folder):
@@ -81,17 +108,16 @@ def benchmark(args, folder):
             found[name]["same_set"] = chosen[name] == chosen[twin] if twin in chosen else None
         result[size] = found
     rows = [_row(size, name, cell) for size, found in result.items() for name, cell in found.items()]
-    print(aligned(["pool", "rows a second", "seconds", "peak MB", "", ""], rows))
+    print(aligned(["pool", "rows a second", "seconds", "CPU", "peak MB", "", ""], rows))
     return {"pools": result}
 
 
 def _row(size, name, cell):
     label = f"{size:,} rows, {name}"
     if "error" in cell:
-        return [label, cell["error"], "", "", "", ""]
-    numbers = [f"{size / cell['seconds']:,.0f}", f"{cell['seconds']:.1f}", f"{cell['peak_mb']:,.0f}"]
+        return [label, cell["error"], "", "", "", "", ""]
+    numbers = [f"{size / cell['seconds']:,.0f}", f"{cell['seconds']:.1f}", f"{cell['cpu_seconds']:.1f}"]
+    numbers.append(f"{cell['peak_mb']:,.0f}")
     same = {True: "same set", False: "ANOTHER SET", None: ""}[cell["same_set"]]
-    detail = ""
-    if "scored" in cell:
-        detail = f"{cell['shrink_seconds']:.1f} s of it in {_ROUNDS} rounds, {cell['scored']:,} scores"
+    detail = f"{_ROUNDS} rounds, {cell['scored']:,} scores" if "scored" in cell else ""
     return [label, *numbers, same, detail]

@@ -22,7 +22,7 @@ from distill_utils.selection.subset import contains, read_subset, write_subset
 
 
 class BadRows:
-    """Rows that can be neither scored nor chosen: the first is refused, or they are counted and a few named."""
+    """Rows that cannot be scored or chosen: the first is refused, or they are counted and a few named."""
 
     def __init__(self, drop=False):
         self.drop, self.count, self.named = drop, 0, []
@@ -45,22 +45,14 @@ class BadRows:
 class Filter:
     """The work on one pool under one set of settings.
 
-    given: sortable uids that the pool is restricted to. fraction of the pool, or threshold: of the CLIP score.
-    drop: bad rows are left out as if they were not in the pool.
+    given: sortable uids that the pool is restricted to. fraction of the pool, or threshold: of the CLIP
+    score. drop: bad rows are left out as if they were not in the pool.
     """
 
     def __init__(
-        self,
-        pool,
-        save_path,
-        *,
-        given=None,
-        fraction=None,
-        threshold=None,
-        drop=False,
-        tiles=None,
+        self, pool, save_path, *, given=None, fraction=None, threshold=None, drop=False, tiles=None,
         world=ALONE,
-    ):
+    ):  # fmt: skip
         self.pool, self.given, self.fraction, self.threshold = pool, given, fraction, threshold
         self.drop, self.tiles, self.world = drop, tiles or Tiles(), world
         self.save_path, self.folder = Path(save_path), Path(f"{save_path}.parts")
@@ -68,12 +60,11 @@ class Filter:
 
     @contextmanager
     def alone(self, keep_parts=False):
-        """The parts' folder for this command alone; when all went well they go away, unless they are to stay."""
+        """The parts' folder for this command alone; when all went well the parts go away, or are kept."""
         with ExitStack() as stack:
             free = self.world.first and stack.enter_context(locked(self.folder / "lock", wait=False))
-            self._first(
-                lambda: free or _stop(f"{self.folder} is in use: another process writes this subset.")
-            )
+            taken = f"{self.folder} is in use: another process writes this subset."
+            self._first(lambda: free or _stop(taken))
             yield
             if self.world.first and not keep_parts:
                 remove_parts(self.folder)
@@ -105,16 +96,13 @@ class Filter:
         return tuple(map(np.concatenate, columns))
 
     def _clip_cut(self):
-        """{"size" of the pool, the "cut", the "clip" summary of what it keeps, "bad" rows}; reads no features."""
-        bad = BadRows(self.drop)
+        """[size of the pool, the Cut, the summary of what it keeps, bad rows]; reads no features."""
+        bad, fault = BadRows(self.drop), f"no hexadecimal {self.pool.uid} or no finite {self.pool.score}"
 
         def scores():
             for file in self.pool.files:
                 for block, mine in self._blocks(file):
-                    rows = block.begin + np.flatnonzero(~block.good)
-                    bad.add(
-                        file.parquet, rows, f"no hexadecimal {self.pool.uid} or no finite {self.pool.score}"
-                    )
+                    bad.add(file.parquet, block.begin + np.flatnonzero(~block.good), fault)
                     yield block.scores[mine]
                 bad.add_norms(file.npz, self._broken[file.name])
 
@@ -128,7 +116,7 @@ class Filter:
         if not len(kept.values):
             asked = f"--given_uids_path, or of at least --threshold {self.threshold}"
             _stop(f"Of {size:,} pairs of {self.pool.folder} none is in {asked}: nothing is left to score.")
-        return {"size": size, "cut": cut, "clip": kept.summary(), "bad": [bad.count, bad.named]}
+        return [size, cut, kept.summary(), {"dropped": bad.count, "first": bad.named}]
 
     def _target(self, fraction):
         target, left = _part_of(self.size, fraction, "--fraction_vas"), self.clip["kept"]
@@ -140,26 +128,20 @@ class Filter:
     # --- parts ---
 
     def _each_file(self, work, fraction, what):
-        """{name: path} of a part of each file, which work(file, path) writes unless it is there; once more where
-        the parts name bad embeddings, so that the CLIP cut knows of them.
+        """Have work(file, path) write the part of each file unless it is there; once more where the parts
+        name bad embeddings, so that the CLIP cut knows of them.
         """
         while True:
-            found = self._first(self._clip_cut)
-            self.size, self.cut, self.clip, self.bad = (
-                found["size"],
-                Cut(*found["cut"]),
-                found["clip"],
-                found["bad"],
-            )
+            self.size, cut, self.clip, self.bad = self._first(self._clip_cut)
+            self.cut = Cut(*cut)
             if fraction:
                 self._target(fraction)
-            with tqdm(
-                total=len(self.pool.files), desc=what, unit="file", disable=not self.world.first
-            ) as bar:
-                parts = [partial(self._part, file, work, bar) for file in self.pool.files]
+            files = self.pool.files
+            with tqdm(total=len(files), desc=what, unit="file", disable=not self.world.first) as bar:
+                parts = [partial(self._part, file, work, bar) for file in files]
                 broken = dict(zip(self._broken, self.world.map(parts, self.tiles.device)))
             if broken == self._broken:
-                return {file.name: self._path(file) for file in self.pool.files}
+                return
             self._broken = broken
 
     def _path(self, file):
@@ -180,25 +162,21 @@ class Filter:
             yield slice(begin, begin + len(rows)), rows, vectors, good
 
     def _known(self, what, content, *values):
-        return key(
-            what, content, self.pool.features, self.tiles.normalise, described(self.tiles.device), *values
-        )
+        how = self.pool.features, self.tiles.normalise, described(self.tiles.device)
+        return key(what, content, *how, *values)
 
     # --- the two ways ---
 
     def by_prior(self, moment, *, fraction=None, threshold=None):
-        """(sortable uids of the pairs with the highest VAS by S, float64 [D, D]; the summary of their scores),
-        on the first process.
+        """(sortable uids of the pairs of highest VAS by S, float64 [D, D]; the summary of their scores), on
+        the first process.
         """
         current, of_moment = moment.astype(np.float32), digest(moment)
 
         def score(file, path):
             """The VAS of every row of a file, which serves any cut."""
-            known, scores, bad = (
-                self._known("scores", file.content, of_moment),
-                np.empty(file.rows, np.float32),
-                [],
-            )
+            known, bad = self._known("scores", file.content, of_moment), []
+            scores = np.empty(file.rows, np.float32)
             if not is_part(path, known):
                 for part, _, vectors, good in self._vectors(file, bad):
                     scores[part] = np.where(good, self.tiles.scores(vectors, current), np.nan)
@@ -207,9 +185,9 @@ class Filter:
         def stream():
             for file in self.pool.files:
                 _, kept, uids = self._masks(file)
-                yield np.array(read_part(paths[file.name], "scores"))[kept], uids
+                yield np.array(read_part(self._path(file), "scores"))[kept], uids
 
-        paths = self._each_file(score, fraction, "VAS")
+        self._each_file(score, fraction, "VAS")
         if not self.world.first:
             return None, None
         counts = count(scores for scores, _ in stream())
@@ -241,9 +219,10 @@ class Filter:
             if not is_part(path, known):
                 write_part(path, known, arrays())
 
-        paths = self._each_file(gather, fraction, "gathering survivors").values()
+        self._each_file(gather, fraction, "gathering survivors")
         if not self.world.first:
             return None, None
+        paths = [self._path(file) for file in self.pool.files]
         first, target = SecondMoment(width, total), self._target(fraction)
         first.sums, first.rows = sum(np.array(read_part(path, "sums")) for path in paths), self.size
         features = Stacked([read_part(path, "features") for path in paths], width)
@@ -274,7 +253,7 @@ class Filter:
             "vas": summary,
             "uids": len(chosen) - repeated,
             "repeated_uids": repeated,
-            "bad_rows": {"dropped": self.bad[0], "first": self.bad[1]},
+            "bad_rows": self.bad,
             "sha256": digest(np.array(read_subset(self.save_path))),
         } | facts
         write_json(self.save_path.with_suffix(".json"), facts)

@@ -34,7 +34,7 @@ def run_command(what, args):
 
 
 def _device(name):
-    """The device; torch is imported for a GPU alone, or where there is a driver to ask it whether there is one."""
+    """The device; torch is imported for a GPU alone, or to ask it for one where there is a driver."""
     if name == "cpu" or name == "auto" and not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg"))):
         return SimpleNamespace(type="cpu")
     from distill_utils.runs.devices import resolve_device
@@ -66,18 +66,16 @@ def _require_apart(flag, out, inputs):
 def _require_sense(args):
     """UserError for flags that contradict each other, or say too little."""
     prior, fraction, threshold = args.target_variance, args.fraction_vas, args.threshold_vas
-    vas_d = (
-        "VAS-D (without --target_variance) shrinks the pool to a --fraction_vas of it in --num_iters rounds: "
-    )
+    vas_d = "VAS-D (without --target_variance) shrinks to a --fraction_vas of the pool in --num_iters rounds"
+    two_cuts = None not in (args.fraction, args.threshold)
     for wrong, sentence in (
-        (None not in (args.fraction, args.threshold), "Give --fraction or --threshold: both cut by the CLIP score."),
+        (two_cuts, "Give --fraction or --threshold: both cut by the CLIP score."),
         (None not in (fraction, threshold), "Give --fraction_vas or --threshold_vas: both cut by VAS."),
-        (prior and args.num_iters, "--num_iters belongs to VAS-D: leave --target_variance out, or the rounds."),
-        (not prior and threshold is not None, f"{vas_d}it has no --threshold_vas."),
-        (not prior and not (fraction and args.num_iters), f"{vas_d}give both."),
-        (prior and fraction is None and threshold is None,
-         "Say how much to keep: --fraction_vas of the pool, or --threshold_vas."),
-    ):  # fmt: skip
+        (prior and args.num_iters, "--num_iters belongs to VAS-D: leave it or --target_variance out."),
+        (not prior and threshold is not None, f"{vas_d}: it has no --threshold_vas."),
+        (not prior and not (fraction and args.num_iters), f"{vas_d}: give both."),
+        (fraction is None and threshold is None, "Say how much to keep: --fraction_vas or --threshold_vas."),
+    ):
         if wrong:
             raise UserError(sentence)
 
@@ -88,24 +86,28 @@ def choose(args, world, tiles):
     _require_apart("--save_path", args.save_path, [args.target_variance, args.given_uids_path])
     pool = _open_pool(args, score=args.fraction is not None or args.threshold is not None)
     moment = read_moment(args.target_variance, pool.width) if args.target_variance else None
-    job = Filter(
-        pool, args.save_path, given=sortable(read_subset(args.given_uids_path)) if args.given_uids_path else None,
-        fraction=args.fraction, threshold=args.threshold, drop=args.bad_rows == "drop", tiles=tiles, world=world,
-    )  # fmt: skip
+    given = sortable(read_subset(args.given_uids_path)) if args.given_uids_path else None
+    clip = {"fraction": args.fraction, "threshold": args.threshold}
+    how = {"drop": args.bad_rows == "drop", "tiles": tiles, "world": world}
+    job = Filter(pool, args.save_path, given=given, **clip, **how)
     with job.alone(args.keep_parts):
         if moment is None:
             chosen, summary = job.by_rounds(args.fraction_vas, args.num_iters)
         else:
-            chosen, summary = job.by_prior(moment, fraction=args.fraction_vas, threshold=args.threshold_vas)
+            vas = {"fraction": args.fraction_vas, "threshold": args.threshold_vas}
+            chosen, summary = job.by_prior(moment, **vas)
         if world.first:
-            names = "arch fraction threshold fraction_vas threshold_vas num_iters normalize bad_rows given_uids_path"
-            settings = {name: getattr(args, name) for name in (*names.split(), "target_variance")}
-            settings |= {"score": pool.score, "features": pool.features, "uid": pool.uid}
-            settings["target_variance_sha256"] = None if moment is None else digest(moment)
-            facts = {"metadata_dir": args.metadata_dir, "settings": settings, **_machine(tiles)}
-            facts = job.write(chosen, summary, facts)
+            facts = job.write(chosen, summary, _settings(args, pool, moment) | _machine(tiles))
             _tell(facts, pool, args.save_path)
             return facts
+
+
+def _settings(args, pool, moment):
+    names = "arch fraction threshold fraction_vas threshold_vas num_iters normalize bad_rows given_uids_path"
+    settings = {name: getattr(args, name) for name in (*names.split(), "target_variance")}
+    settings |= {"score": pool.score, "features": pool.features, "uid": pool.uid}
+    settings["target_variance_sha256"] = None if moment is None else digest(moment)
+    return {"metadata_dir": args.metadata_dir, "settings": settings}
 
 
 def _machine(tiles):
@@ -175,8 +177,8 @@ def compute_moment(args, world, tiles):
         facts |= {"bad_rows": {"dropped": bad.count, "first": bad.named}, **_machine(tiles)}
         write_array(args.out, value)
         write_json(Path(args.out).with_suffix(".json"), facts)
-        print(f"second moment of {moment.rows:,} embeddings of width {len(value)}, {bad.count:,} bad rows left out, "
-              f"largest eigenvalue {np.linalg.eigvalsh(value)[-1]:.4f}: {args.out}")  # fmt: skip
+        rows = f"{moment.rows:,} embeddings of width {len(value)}"
+        print(f"second moment of {rows}, {bad.count:,} bad rows left out: {args.out}")
     return value
 
 

@@ -30,8 +30,8 @@ def key(*values):
 
 
 def write_part(path, key, arrays):
-    """An .npz, uncompressed. arrays: yields (name, array), or (name, (shape, dtype, blocks [b, ...] in order)),
-    so that what comes late may depend on what was written. Only for who alone writes `path`.
+    """An .npz, uncompressed. arrays: yields (name, array), or (name, (shape, dtype, blocks [b, ...])), so
+    that what comes late may depend on what was written. Only for who alone writes `path`.
     """
     remove_partial(path)
     with atomic_path(path) as partial, zipfile.ZipFile(partial, "w") as archive:

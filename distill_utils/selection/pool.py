@@ -72,12 +72,10 @@ class Pool:
         self.width = self.files[0].width
         for file in self.files:
             if file.width != self.width:
-                raise UserError(
-                    f"{self.files[0].npz} has features of width {self.width} but {file.npz} of width {file.width}."
-                )
-        self.dtype = (
-            np.result_type(*{file.dtype.newbyteorder("=") for file in self.files}) if features else None
-        )
+                first = f"{self.files[0].npz} has features of width {self.width}"
+                raise UserError(f"{first} but {file.npz} of width {file.width}.")
+        dtypes = {file.dtype.newbyteorder("=") for file in self.files if features}
+        self.dtype = np.result_type(*dtypes) if features else None
 
     def _look(self, name):
         parquet, npz = (f"{self.folder}/{name}.{kind}" for kind in ("parquet", "npz"))
@@ -86,18 +84,14 @@ class Pool:
             columns, rows = reader.schema_arrow.names, reader.metadata.num_rows
         for column in filter(None, (self.uid, self.score)):
             if columns.count(column) != 1:
-                raise UserError(
-                    f"{parquet} has {columns.count(column) or 'no'} column {column!r}; it has {', '.join(columns)} "
-                    "(--uid_column, --score_column)."
-                )
+                found = f"{columns.count(column) or 'no'} column {column!r} (--uid_column, --score_column)"
+                raise UserError(f"{parquet} has {found}; it has {', '.join(columns)}.")
         if not self.features:
             return File(name, parquet, npz, rows)
         with self._member(npz) as (_, shape, dtype, content):
             if shape[0] != rows:
-                raise UserError(
-                    f"{npz} has {shape[0]:,} rows of {self.features} but {name}.parquet has {rows:,}: they are "
-                    "joined by row."
-                )
+                found = f"{shape[0]:,} rows of {self.features} but {name}.parquet has {rows:,}"
+                raise UserError(f"{npz} has {found}: they are joined by row.")
             return File(name, parquet, npz, rows, shape[1], dtype, content)
 
     def __len__(self):

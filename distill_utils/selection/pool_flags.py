@@ -5,7 +5,7 @@ from distill_utils.runs.flags import Parser, count, device_flag, finite, fractio
 
 def _pool_flags(parser, required):
     add = parser.group("pool")
-    what = "DataComp metadata, pairs of <name>.parquet and <name>.npz: a folder or any fsspec URL (default: none)"
+    what = "folder or fsspec URL of DataComp metadata, pairs of <name>.parquet and .npz (default: none)"
     add("--metadata_dir", str, None, what, required=required, metavar="DIR")
     add("--arch", ("l14", "b32"), "l14", "whose scores and embeddings: CLIP's ViT-L/14 or ViT-B/32")
     score = "column of the CLIP scores (default: clip_<arch>..._similarity_score)"
@@ -25,7 +25,7 @@ def _pool_flags(parser, required):
 def _embedding_flags(parser):
     add = parser.group("arithmetic")
     add("--normalize", bool, False, "make embeddings unit vectors (else those that are not are bad)")
-    bad = "rows without a finite score or a uid, or with an embedding that is not a unit vector: drop counts and names them"
+    bad = "without a uid, a finite score or a unit vector: refuse them, or drop and count them"
     add("--bad_rows", ("refuse", "drop"), "refuse", bad)
     device_flag(add)
 

@@ -25,8 +25,8 @@ class Stacked:
 
 
 class Rounds:
-    """What is known between two rounds: the rows `alive`, the score of each and the round `then` it is of; how
-    far scores can have moved, down and up, from the first round to each; S as `sums`.
+    """What is known between two rounds: the rows `alive`, the score of each and the round `then` it is of;
+    how far scores can have moved, down and up, from the first round to each; S as `sums`.
     """
 
     def __init__(self, size):
@@ -47,7 +47,7 @@ class Rounds:
         return np.flatnonzero(self.scores + down - slack <= most)  # `count` rows are at most that
 
     def end(self, again, fresh, gone, moved, sums):
-        """The round's new scores of the positions `again`, the positions `gone`, and how far S moved scores."""
+        """New scores of the positions `again`, the positions `gone`, and how far S moved scores."""
         self.scores[again], self.then[again] = fresh, self.number
         for name in ("alive", "scores", "then"):
             setattr(self, name, np.delete(getattr(self, name), gone))
@@ -58,8 +58,8 @@ class Rounds:
 
 
 def shrink(features, order, first, target, rounds, *, tiles=None, bound=True, told=None, keeper=None):
-    """Which `target` rows of features [K, D] are left after `rounds` rounds, as sorted positions, and how many
-    scores were computed.
+    """Which `target` rows of features [K, D] are left after `rounds` rounds, as sorted positions, and how
+    many scores were computed.
 
     first: S of the first round, float64 [D, D], that of the whole pool. order: [K] distinct and sortable; of
     rows with equal scores those later in it go first. Each round removes the worst ceil((K - target) /

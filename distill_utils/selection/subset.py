@@ -17,8 +17,8 @@ _VALUE[np.frombuffer(b"ABCDEF", np.uint8)] = np.arange(10, 16)
 
 
 def parse_uids(column, source):
-    """A pyarrow array of hex strings of at most 32 digits as (sortable uids [n], which are such); shorter ones
-    have leading zeros.
+    """A pyarrow array of hex strings of at most 32 digits as (sortable uids [n], which are such); shorter
+    ones have leading zeros.
     """
     if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
         raise UserError(f"{source}: the uids are of type {column.type}, not strings of hex digits.")

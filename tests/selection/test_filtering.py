@@ -189,25 +189,18 @@ def test_other_names_of_columns_and_members(prior, tmp_path):
 
 @pytest.mark.parametrize("kind", ["static", "rounds", "moment"])
 def test_two_processes_give_the_same_bytes_as_one(kind, forker, made, prior, tmp_path):
-    flags = {"static": ["--target_variance", prior], "rounds": ["--num_iters", 4], "moment": []}[kind]
-    if kind == "moment":
-        argv = lambda name: ["moment", "--metadata_dir", made.folder, "--out", tmp_path / name]  # noqa: E731
-    else:
-        argv = lambda name: [
-            "vas",
-            "--metadata_dir",
-            made.folder,
-            "--save_path",
-            tmp_path / name,
-            "--fraction",
-            0.45,
-            "--fraction_vas",
-            0.3,
-            *flags,
-        ]  # noqa: E731
-    coreset.main([*map(str, argv("one.npy")), "--device", "cpu"])
-    assert forker.together("distill_utils.coreset", [*argv("two.npy"), "--device", "cpu"], tmp_path) == [
-        0,
-        0,
-    ], (tmp_path / "output.txt").read_text()
+    cuts = ["--fraction", 0.45, "--fraction_vas", 0.3]
+    command, out, *flags = {
+        "static": ["vas", "--save_path", *cuts, "--target_variance", prior],
+        "rounds": ["vas", "--save_path", *cuts, "--num_iters", 4],
+        "moment": ["moment", "--out"],
+    }[kind]
+
+    def argv(name):
+        where = ["--metadata_dir", made.folder, out, tmp_path / name, "--device", "cpu"]
+        return [str(word) for word in (command, *where, *flags)]
+
+    coreset.main(argv("one.npy"))
+    statuses = forker.together("distill_utils.coreset", argv("two.npy"), tmp_path)
+    assert statuses == [0, 0], (tmp_path / "output.txt").read_text()
     assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "two.npy").read_bytes()

@@ -8,8 +8,10 @@ from pools import Made, run
 
 from distill_utils import coreset
 from distill_utils.runs.errors import UserError
+from distill_utils.runs.locks import locked
 from distill_utils.runs.signals import Interrupted
 from distill_utils.selection import parts, pool, rounds, subset
+from distill_utils.selection.filtering import Filter
 
 FIRST = "a" * 32
 
@@ -158,25 +160,7 @@ def test_killed_in_round_18_of_20_it_goes_on_from_what_was_saved(
     assert (tmp_path / "subset.npy").read_bytes() == (tmp_path / "undisturbed.npy").read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["static", "rounds"])
-def test_a_result_of_another_count_is_not_written(kind, made, prior, tmp_path, monkeypatch):
-    original = pool.Pool.rows
-    calls = []
-
-    def fewer(self, file):
-        calls.append(None)
-        for block in original(self, file):
-            yield block._replace(good=block.good & (len(calls) <= 12 or block.begin < 0))
-
-    monkeypatch.setattr(pool.Pool, "rows", fewer)
-    with pytest.raises((UserError, IndexError, ValueError)):
-        run("vas", made.folder, tmp_path / "subset.npy", *flags(kind, prior))
-    assert not (tmp_path / "subset.npy").exists() and not (tmp_path / "subset.json").exists()
-
-
 def test_the_count_is_checked_where_it_is_written(made, tmp_path):
-    from distill_utils.selection.filtering import Filter
-
     job = Filter(pool.Pool(made.folder, None, "l14_img"), tmp_path / "subset.npy")
     chosen = subset.sortable(made.uids[:9])
     with pytest.raises(UserError, match="9 uids were chosen where 10 were asked for"):
@@ -185,8 +169,6 @@ def test_the_count_is_checked_where_it_is_written(made, tmp_path):
 
 
 def test_two_commands_for_one_subset_are_one_too_many(forker, made, prior, tmp_path):
-    from distill_utils.runs.locks import locked
-
     argv = ["vas", "--metadata_dir", made.folder, "--save_path", tmp_path / "subset.npy", "--device", "cpu"]
     with locked(tmp_path / "subset.npy.parts/lock"):
         assert forker.run("distill_utils.coreset", argv + flags("static", prior), tmp_path) == 2

@@ -65,8 +65,8 @@ def spoiled(folder, fault):
 
 @pytest.mark.parametrize(
     "fault",
-    "unequal rows|column twice|missing member|missing column|bad hex|NaN features|not unit length|NaN score|text score|another width|whole numbers|no npz|"
-    "broken npz|flipped bits|broken parquet".split("|"),
+    "unequal rows|column twice|missing member|missing column|bad hex|NaN features|not unit length|NaN score|"
+    "text score|another width|whole numbers|no npz|broken npz|flipped bits|broken parquet".split("|"),
 )
 def test_a_faulty_pool_gets_one_sentence_and_finished_work_stays(fault, prior, tmp_path):
     Made(tmp_path / "pool", sizes=(60, 50, 40))
