@@ -13,7 +13,7 @@ from tqdm import tqdm
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.locks import locked
 from distill_utils.runs.world import ALONE
-from distill_utils.runs.writing import write_json
+from distill_utils.runs.writing import remove_orphans, write_json
 from distill_utils.selection.cuts import Cut, count
 from distill_utils.selection.parts import Keeper, digest, is_part, key, read_part, remove_parts, write_part
 from distill_utils.selection.rounds import Stacked, shrink
@@ -65,6 +65,7 @@ class Filter:
             free = self.world.first and stack.enter_context(locked(self.folder / "lock", wait=False))
             taken = f"{self.folder} is in use: another process writes this subset."
             self._first(lambda: free or _stop(taken))
+            remove_orphans(self.folder)
             yield
             if self.world.first and not keep_parts:
                 remove_parts(self.folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_utils.runs.writing import atomic_path, remove_partial
+from distill_utils.runs.writing import atomic_path
 
 _CODE = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
 
@@ -31,9 +31,8 @@ def key(*values):
 
 def write_part(path, key, arrays):
     """An .npz, uncompressed. arrays: yields (name, array), or (name, (shape, dtype, blocks [b, ...])), so
-    that what comes late may depend on what was written. Only for who alone writes `path`.
+    that what comes late may depend on what was written.
     """
-    remove_partial(path)
     with atomic_path(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         archive.comment = key.encode()
         for name, value in arrays:
