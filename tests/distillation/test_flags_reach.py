@@ -94,6 +94,13 @@ def test_flags_of_the_objective(spies):
     assert [options["second_order"] for _, options in matcher.calls] == ["finite", "forward"]
 
 
+@pytest.mark.parametrize("words, kind", [("", "permutation"), ("--minibatches independent", "independent")])
+def test_how_minibatches_are_drawn(spies, words, kind):
+    _, objective = spies("Matcher", "TrajectoryMatching")
+    from_flags.open_objective(parse(*words.split()), RUN, TinyTask(), tiny_model(), object())
+    assert objective.told["minibatches"] == kind
+
+
 def test_the_experts_must_reach_from_the_last_start_to_its_target(spies):
     folder, same, experts, _ = spies(
         "experts_folder", "require_same_experts", "ExpertTrajectories", "require_no_running_statistics"

@@ -67,6 +67,8 @@ def test_as_many_snapshots_are_kept_as_were_asked_for(reach, flags, keep):
     assert reach(*flags)["progress"].keep == keep
 
 
-@pytest.mark.parametrize("flags, augment", [([], True), (["--no_aug"], False)])
-def test_experts_train_on_augmented_images_unless_told_otherwise(reach, flags, augment):
-    assert reach(*flags)["task"].augment == augment
+@pytest.mark.parametrize(
+    "flags, augmentation", [([], "published"), (["--augmentation", "strong"], "strong"), (["--no_aug"], None)]
+)
+def test_experts_train_on_augmented_images_unless_told_otherwise(reach, flags, augmentation):
+    assert reach(*flags)["task"].augmentation == augmentation

@@ -14,6 +14,7 @@ import pytest
 import torch
 from builders import tiny_model
 from commands import DISTILL, ROOT, read_log, toy
+from sameness import lines_without_times
 
 from distill_utils.matching.gradient import Matcher
 from distill_utils.runs.world import World
@@ -139,6 +140,19 @@ def test_two_and_three_processes_distil_what_one_does(forker, home, gradient, se
         directory = home / f"logged_files/toy/{name}_{processes}"
         assert tensors(directory) == tensors(alone)
         assert (directory / "results.json").read_bytes() == (alone / "results.json").read_bytes()
+
+
+def test_two_processes_skip_and_restore_what_one_does(forker, home):
+    """Gradients that are not finite: what is then done is for all to do."""
+    wild = "--lr_img 1e30 --max_bad_steps 2 --Iteration 9 --eval_it 9".split()
+    logs = []
+    for processes in (1, 2):
+        name = f"wild_{processes}"
+        statuses = forker.together("distill_lors", distill(home, name, *wild), home, processes)
+        assert len(set(statuses)) == 1
+        logs.append(lines_without_times(home / f"logged_files/toy/{name}"))
+    assert any("Guard/restored_step" in line for line in logs[0])
+    assert json.dumps(logs[0]) == json.dumps(logs[1])  # NaN is like NaN
 
 
 # --- what ends a job ---
