@@ -134,17 +134,14 @@ MUTATIONS = [
                 'derive_seed(seed, "student", number)',
                 'derive_seed(seed, "student")',
             ),
-            "val measured on test": ("task.galleries[s]", 'task.galleries["test"]'),
+            "val measured on test": ("task.galleries[split] for", 'task.galleries["test"] for'),
             "dropout alive during recall": ("    model.eval()\n", ""),
-            "students begin alike": ("torch.manual_seed(student_seed)", "torch.manual_seed(0)"),
-            "students' batches in one order": (
-                "generator=generator(student_seed)",
-                "generator=generator(seed)",
-            ),
+            "students begin alike": ("torch.manual_seed(seed)", "torch.manual_seed(0)"),
+            "students' batches in one order": ("generator=generator(seed)", "generator=generator(0)"),
             "temperature ignored in evaluation": ("temperature=temperature,\n", "temperature=0.07,\n"),
             "towers' learned rates swapped": (
-                "lr_img=lr_img,\n                lr_txt=lr_txt",
-                "lr_img=lr_txt,\n                lr_txt=lr_img",
+                "lr_img=lr_img,\n        lr_txt=lr_txt",
+                "lr_img=lr_txt,\n        lr_txt=lr_img",
             ),
         },
     ),
@@ -157,15 +154,15 @@ MUTATIONS = [
         "distill_utils/experts/training.py",
         "tests/experts/test_expert_training.py",
         {
-            "temperature ignored in experts": (
-                "loss_fn, temperature, precision, forgetting",
-                "loss_fn, 0.07, precision, forgetting",
-            ),
+            "temperature ignored in experts": ("recipe.loss_fn, recipe.temperature", "recipe.loss_fn, 0.07"),
             "experts with momentum": (
-                "sgd(model, lr_img, lr_txt)",
-                "sgd(model, lr_img, lr_txt, momentum=0.9)",
+                "sgd(model, recipe.lr_img, recipe.lr_txt)",
+                "sgd(model, recipe.lr_img, recipe.lr_txt, momentum=0.9)",
             ),
-            "experts' rates swapped": ("sgd(model, lr_img, lr_txt)", "sgd(model, lr_txt, lr_img)"),
+            "experts' rates swapped": (
+                "sgd(model, recipe.lr_img, recipe.lr_txt)",
+                "sgd(model, recipe.lr_txt, recipe.lr_img)",
+            ),
             "experts log val as test": (
                 '["test"][key] for key in METRICS',
                 '["val"][key] for key in METRICS',

@@ -22,20 +22,16 @@ def test_a_missing_image_is_named_before_anything_is_trained(tmp_path, monkeypat
         coreset.main(["random", *toy(tmp_path), "--dataset", "flickr8k", "--num_queries", "2"])
 
 
-def test_a_mistake_on_the_command_line_prints_one_line_and_exits_2(tmp_path):
-    programs = (
-        [str(ROOT / "buffer.py"), "--dsa", "True"],
+def test_a_mistake_on_the_command_line_prints_one_line_and_exits_2(forker, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for program in (
         [str(ROOT / "distill_lors.py"), "--dataset", "flickr", "--ann_root", "nowhere"],
         ["-m", "distill_utils.report", "nowhere"],
-    )
-    options = {
-        "cwd": tmp_path,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "env": os.environ | {"PYTHONPATH": str(ROOT)},
-    }
-    started = [subprocess.Popen([sys.executable, *program], **options) for program in programs]
-    for done in started:
-        _, errors = done.communicate(timeout=120)
-        assert done.returncode == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+    ):
+        command = [sys.executable, *program]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        said = done.stderr
+        assert done.returncode == 2 and said.startswith("error: ") and said.count("\n") == 1, said
+    assert forker.run("buffer", ["--dsa", "True"], tmp_path) == 2
+    said = (tmp_path / "output.txt").read_text()
+    assert said.startswith("error: ") and said.count("\n") == 1, said
