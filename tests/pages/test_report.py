@@ -202,6 +202,8 @@ def test_figures_for_a_paper(tmp_path):
         "pairs",
     ]
     assert all(Image.open(path).format == "PNG" for path in paths) and Image.open(paths[0]).width > 1000
+    first = [path.read_bytes() for path in paths]
+    assert first == [path.read_bytes() for path in write_figures(open_run(tmp_path))]
     pixels = Image.open(paths[-2]).getpixel((4, 4))
     learned = SyntheticSet.load(tmp_path / "distilled_20.pt").pixels()[0][
         :, 2, 2
