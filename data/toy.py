@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.toy_scenes import draw_scene, make_example
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_json
-from distill_utils.runs.writing import write_json
+from distill_utils.runs.writing import partial_path, remove_orphans, write_json
 
 SPLITS = ("train", "val", "test")
 SIZES = (3000, 300, 500)
@@ -33,7 +33,7 @@ def _annotation_name(split):
 def _write_image(path, scene):
     # As writing.atomic_path, which would also wait for the disk, 3,800 times. The name carries the process:
     # two may draw at once.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial = partial_path(path)
     draw_scene(scene).save(partial, format="PNG")
     os.replace(partial, path)
 
@@ -124,6 +124,7 @@ def _write_split(image_root, ann_root, split, size, seed, kept, bar):
 def _write(image_root, ann_root, sizes, seed, present):
     for folder in (image_root / "images", ann_root):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_orphans(folder)
     write_json(ann_root / "toy_meta.json", _meta(sizes, seed, complete=False))
     with tqdm(total=sum(sizes), desc="toy data", unit="image") as bar:
         for split, size, kept in zip(SPLITS, sizes, present):

@@ -27,7 +27,8 @@ def write_log(run, folder, num_experts):
 
     def lines():
         for n in range(num_experts):
-            result = read_json(folder / f"results_{n}.json") or Progress(folder, n, 0).history() or {}
-            yield from result.get("lines", [])
+            result = read_json(folder / f"results_{n}.json", {}) or Progress(folder, n, 0).history() or {}
+            known = result.get("lines")
+            yield from known if isinstance(known, list) else ()
 
     run.rewrite_log(lines)

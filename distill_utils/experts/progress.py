@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from distill_utils.runs.errors import Diverged
+from distill_utils.runs.errors import Diverged, UserError
 from distill_utils.runs.reading import read_json
 from distill_utils.runs.tensors import load_tensors, save_tensors
 from distill_utils.runs.writing import write_json
@@ -25,17 +25,34 @@ class Progress:
 
     def _epochs(self):
         """Those whose weights are saved, in order."""
-        return sorted(int(file.stem.removeprefix("epoch_")) for file in self.folder.glob("epoch_*.pt"))
+        names = (file.stem.removeprefix("epoch_") for file in self.folder.glob("epoch_*.pt"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def history(self):
         """{"epoch", "attempt", "lines" of the log, "curve"} after the last epoch, or None where none was
         saved.
         """
         epochs = self._epochs()
-        return read_json(self._file(epochs[-1]).with_suffix(".json")) if epochs else None
+        if not epochs:
+            return None
+        file = self._file(epochs[-1]).with_suffix(".json")
+        history = read_json(file)
+        if history is None:  # another process has just finished the expert
+            return None
+        self._require(history, {"epoch": int, "attempt": int, "lines": list, "curve": list}, file)
+        return history
 
     def weights(self, epoch):
-        return load_tensors(self._file(epoch))
+        saved = load_tensors(self._file(epoch))
+        kinds = {"img": (list, tuple), "txt": (list, tuple), "buffers": dict, "forgetting": dict}
+        self._require(saved, kinds, self._file(epoch))
+        return saved
+
+    def _require(self, value, kinds, file):
+        if not isinstance(value, dict) or not all(isinstance(value.get(key), kinds[key]) for key in kinds):
+            raise UserError(
+                f"{file} is not what an expert in training leaves: without {self.folder} it begins anew."
+            )
 
     def save(self, model, history, forgetting):
         """After an epoch: all that the next one depends on. Epochs that no one reads again are dropped."""
