@@ -1,10 +1,12 @@
 """A program imports what it uses."""
 
+import ast
 import subprocess
 import sys
 
 import pytest
 from commands import ROOT
+from test_architecture import sources
 
 
 def imported(statement):
@@ -15,6 +17,16 @@ def imported(statement):
         f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})",
     ]
     return set(subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.split())
+
+
+def test_distilling_needs_no_tables_and_no_figures():
+    # transformers takes SciPy where it finds it, so that a process says nothing of who asked: no module of ours.
+    assert not imported("import distill_lors") & {"pyarrow", "matplotlib"}
+    for module, file in sources().items():
+        for node in ast.parse(file.read_text()).body:
+            names = [alias.name for alias in getattr(node, "names", ())] + [getattr(node, "module", "") or ""]
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                assert not any(name.split(".")[0] == "scipy" for name in names), module
 
 
 @pytest.mark.parametrize(
