@@ -73,7 +73,7 @@ def test_300_damaged_files_are_refused_in_a_sentence_or_loaded_right(home, tmp_p
     run, experts = home / "logged_files/toy/undisturbed", home / "buffers" / EXPERTS_FOLDER
 
     def load_state(path):
-        state, synthetic = other_start(path)
+        state, synthetic = other_start(path, "lowrank", 3.0)
         if state is None:
             return None
         steps = dict(
