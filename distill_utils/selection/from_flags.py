@@ -30,6 +30,8 @@ def run_command(what, args):
         return validate(args)
     device = _device(args.device)
     world, name = processes.join(device), "cpu" if device.type == "cpu" else str(device)
+    if world.first:
+        print(f"device: {described(name)}")
     return (compute_moment if what == "moment" else choose)(args, world, Tiles(name, args.normalize))
 
 

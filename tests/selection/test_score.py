@@ -48,6 +48,13 @@ def test_the_moment_does_not_depend_on_the_order_of_tiles_nor_a_score_on_its_nei
     assert np.array_equal(scores[5:], Tiles().scores(rows[5:], moment)[: TILE - 5])
 
 
+def test_torch_computes_what_numpy_does():
+    rows = unit(TILE + 100)
+    moment, there = moment_of(rows).value().astype(np.float32), Tiles("cpu:0")  # the way of a GPU
+    assert np.allclose(there.scores(rows, moment), Tiles().scores(rows, moment), rtol=1e-5, atol=0)
+    assert np.allclose(there.product(rows), Tiles().product(rows), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("spoil, made_good", [(3.0, True), (np.nan, False), (np.inf, False), (0.0, False)])
 def test_vectors_that_are_not_unit_are_bad_or_made_so(spoil, made_good):
     rows = unit(10)
