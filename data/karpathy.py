@@ -1,4 +1,4 @@
-"""Karpathy-style annotation files (Flickr30k, COCO, Flickr8k, toy) as one train class and one gallery class."""
+"""Karpathy-style annotation files of Flickr30k, COCO, Flickr8k, toy: train pairs and galleries."""
 
 from copy import copy
 from pathlib import Path, PurePosixPath
@@ -70,7 +70,8 @@ def load_image(path):
                 Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS
             ):  # Pillow only warns up to twice this
                 raise ValueError(
-                    f"it has {image.width} x {image.height} pixels, more than the {Image.MAX_IMAGE_PIXELS:,} allowed"
+                    f"it has {image.width} x {image.height} pixels, more than the "
+                    f"{Image.MAX_IMAGE_PIXELS:,} allowed"
                 )
             return image.convert("RGB")
     except FileNotFoundError:
@@ -130,7 +131,8 @@ class GalleryDataset(Dataset):
             captions = entry["caption"] if isinstance(entry["caption"], list) else [entry["caption"]]
             if not captions:
                 raise UserError(
-                    f"{annotation_file}, entry {number}: image {entry['image']!r} has no caption, so it cannot be retrieved."
+                    f"{annotation_file}, entry {number}: image {entry['image']!r} has no caption, so it "
+                    "cannot be retrieved."
                 )
             self.image_paths.append(image_root / entry["image"])
             self.captions += [

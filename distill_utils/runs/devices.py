@@ -37,8 +37,8 @@ def _require_what_was_asked_for():
     if there < len(wanted):
         what = f"{there} of them can be used" if there else "none can be used"
         raise UserError(
-            f"GPU {asked} was asked for, but {what} on this machine: name GPUs that nvidia-smi lists, or `cpu` "
-            "(--device cpu)."
+            f"GPU {asked} was asked for, but {what} on this machine: name GPUs that nvidia-smi lists, or "
+            "`cpu` (--device cpu)."
         )
 
 

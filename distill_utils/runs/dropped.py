@@ -25,11 +25,11 @@ DROPPED = {
     "l2": "experts train with plain SGD",
     "project": "set the WANDB_PROJECT environment variable",
     "disabled_wandb": "use --wandb disabled",
-    "batch_train": "real pairs in an expert's batch are a matter of buffer.py; a student's batch is --batch_eval",
+    "batch_train": "it is a flag of buffer.py; a student's batch is --batch_eval",
     "batch_size_train": "real pairs in an expert's batch are --batch_train of buffer.py",
     "data_path": "give the folders of images and annotations with --image_root and --ann_root",
     "std": "the spread over students is always in results.json",
     "distill": "it had no effect: this program does what its name says",
-    "text_trainable": "text encoders are frozen, and captions embedded once; their projection head is trained",
+    "text_trainable": "text encoders are frozen and used once; the head on them is trained",
     "draw": "use python -m distill_utils.report",
 }

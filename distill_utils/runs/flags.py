@@ -187,8 +187,8 @@ def fresh_flag(parser):
 
 
 def parse(parser, argv):
-    """The namespace of `argv`, of what was typed where that is None; --config is applied first, so that what the
-    command line says wins. UserError for any mistake.
+    """The namespace of `argv`, of what was typed where that is None; --config is applied first, so that what
+    the command line says wins. UserError for any mistake.
     """
     return parse_given(parser, argv)[0]
 

@@ -107,13 +107,15 @@ class Run:
         kinds = {"arguments": dict, "logged": int, "step": int}
         if not isinstance(state, dict) or not all(isinstance(state.get(key), kinds[key]) for key in kinds):
             raise UserError(
-                f"{self._state_path} is not the state of a run: begin anew with --fresh, or give another --name."
+                f"{self._state_path} is not the state of a run: begin anew with --fresh, or give another "
+                "--name."
             )
         was = state["arguments"]
         for key, value in self._arguments.items():
             if key not in _FREE and was.get(key, value) != value:
                 raise UserError(
-                    f"{self.directory} holds a run with --{key} {was[key]}, not {value}: give another --name, or --fresh to begin it anew."
+                    f"{self.directory} holds a run with --{key} {was[key]}, not {value}: give "
+                    "another --name, or --fresh to begin it anew."
                 )
         return state
 
@@ -148,7 +150,7 @@ class Run:
     # --- log ---
 
     def open_wandb(self, name, id, **options):
-        """Send what follows to the wandb run `id`, which goes on if it exists; nowhere with --wandb disabled."""
+        """Send what follows to the wandb run `id`, which goes on if it exists; disabled, nowhere."""
         if self._mode == "disabled":
             return
         import wandb

@@ -1,8 +1,8 @@
 """Locks between processes, of one host or of many that share a file system.
 
-They are POSIX locks: honoured on every host, and released by the system when their process dies. They belong to
-the process and not to the handle: closing any handle of the file drops them, so that each lock has a file of
-its own, which nothing else opens.
+They are POSIX locks: honoured on every host, and released by the system when their process dies. They belong
+to the process and not to the handle: closing any handle of the file drops them, so that each lock has a file
+of its own, which nothing else opens.
 """
 
 import fcntl

@@ -1,7 +1,7 @@
 """What loading a torch-saved file would make, looked at before anything is made.
 
-torch's `weights_only` runs no code, but makes what it is asked for: a bytearray of 2 GB of 562 bytes of file, a
-dict copied a thousand times. Here its pickle is gone through with stand-ins, which admit plain containers,
+torch's `weights_only` runs no code, but makes what it is asked for: a bytearray of 2 GB of 562 bytes of file,
+a dict copied a thousand times. Here its pickle is gone through with stand-ins, which admit plain containers,
 strings, numbers and dense tensors whose every element is in the file.
 """
 
@@ -13,9 +13,9 @@ from math import prod
 LARGEST_PICKLE = 1 << 25  # bytes of a pickle: a published buffer's has a hundredth of it
 _MOST_DIMENSIONS = 64
 _OPCODES = set(
-    "PROTO GLOBAL REDUCE BUILD BINPERSID STOP MARK BINPUT LONG_BINPUT BINGET LONG_BINGET EMPTY_LIST EMPTY_DICT "
-    "EMPTY_TUPLE APPEND APPENDS SETITEM SETITEMS TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE BININT BININT1 "
-    "BININT2 LONG1 BINFLOAT BINUNICODE".split()
+    "PROTO GLOBAL REDUCE BUILD BINPERSID STOP MARK BINPUT LONG_BINPUT BINGET LONG_BINGET EMPTY_LIST "
+    "EMPTY_DICT EMPTY_TUPLE APPEND APPENDS SETITEM SETITEMS TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE "
+    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE".split()
 )
 
 
@@ -121,11 +121,13 @@ def require_plain(data, stored_bytes):
     """
     if len(data) > LARGEST_PICKLE:
         raise ValueError(f"its structure takes more than {LARGEST_PICKLE:,} bytes.")
+    end = 0
     for opcode, argument, position in pickletools.genops(data):
+        end = position + 1
         if opcode.name not in _OPCODES:
             raise ValueError(f"it is not what torch.save writes ({opcode.name}).")
         if opcode.name in ("BINPUT", "LONG_BINPUT") and argument > len(data):
             raise ValueError("it remembers more values than it has.")
-    outline = _Outline(io.BytesIO(data[: position + 1]), stored_bytes)
+    outline = _Outline(io.BytesIO(data[:end]), stored_bytes)
     outline.load()
-    return position + 1, sum(outline.claimed.values())
+    return end, sum(outline.claimed.values())

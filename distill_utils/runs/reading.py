@@ -1,6 +1,6 @@
 """Reading files that others may have written: whatever is wrong with one ends in a sentence that names it.
 
-Sizes are looked at before anything is made: no file becomes more than some tens of times its own size in memory.
+Sizes are looked at before anything is made: no file takes more memory than some tens of times its own size.
 """
 
 import json

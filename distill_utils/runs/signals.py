@@ -53,8 +53,8 @@ undisturbed = _signals.undisturbed
 
 
 def run_program(main, batch_flag=None):
-    """Exit status of `main(sys.argv[1:])`; a mistake, a refusal of the system and a lack of memory are one line
-    on stderr and status 2, a signal n is status 128 + n.
+    """Exit status of `main(sys.argv[1:])`; a mistake, a refusal of the system and a lack of memory are one
+    line on stderr and status 2, a signal n is status 128 + n.
 
     batch_flag: of this program, what makes it use less memory.
     """

@@ -43,8 +43,8 @@ def load_tensors(path, mmap=False, verify=True, legacy=False):
     """What torch.save wrote, on the CPU. Only tensors and plain containers are accepted, and no code is run.
 
     UserError for anything else, for a file that is damaged (verify: by its checksums, which reads it once),
-    and for one that asks for more memory than its own size. legacy: also in the format before torch 1.6, which
-    has no checksums.
+    and for one that asks for more memory than its own size. legacy: also in the format before torch 1.6,
+    which has no checksums.
     """
     with _speaking(path):
         if legacy and not zipfile.is_zipfile(path):

@@ -9,7 +9,7 @@ from distill_utils.runs.errors import Diverged, UserError
 
 
 class World:
-    """This process among `size`; rank 0 alone writes files and prints. Alone, there is nothing to agree on."""
+    """This process among `size`; rank 0 alone writes files and prints. Alone, it agrees with itself."""
 
     rank, size = 0, 1
 

@@ -20,7 +20,7 @@ def imported(statement):
 
 
 def test_distilling_needs_no_tables_and_no_figures():
-    # transformers takes SciPy where it finds it, so that a process says nothing of who asked: no module of ours.
+    # transformers takes SciPy where it finds it: what our modules ask for is read from them.
     assert not imported("import distill_lors") & {"pyarrow", "matplotlib"}
     for module, file in sources().items():
         for node in ast.parse(file.read_text()).body:
