@@ -112,5 +112,5 @@ def test_no_test_file_is_long():
 
 
 LONG = {
-    "data.toy_scenes",  # tables of words and shapes
+    "data.toy_scenes"  # tables of words and shapes
 }

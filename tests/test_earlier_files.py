@@ -19,6 +19,7 @@ from commands import read_log
 import buffer
 import distill_lors
 from distill_utils import coreset, evaluate, report
+from distill_utils.distillation import from_flags
 from distill_utils.experts.trajectories import ExpertTrajectories
 from distill_utils.runs.tensors import load_tensors
 from distill_utils.synthetic.set import SyntheticSet
@@ -119,3 +120,17 @@ def test_the_files_tell_nothing_of_the_machine_they_were_made_on():
         assert not any(word in content for word in (b"/home/", b"/tmp/", b"/root/")), path
         # torch.save names an archive after its file, which while it is written has the machine's name in it.
         assert path.suffix != ".pt" or content[30:].startswith(b"archive/"), path
+
+
+class Reached(Exception):
+    """The objective was asked for; nothing further is of interest."""
+
+
+def test_a_run_goes_on_with_the_minibatches_that_it_was_begun_with(earlier, monkeypatch):
+    def spy(*_, minibatches, **__):
+        raise Reached(minibatches)
+
+    monkeypatch.setattr(from_flags, "TrajectoryMatching", spy)
+    for name, kind in (("run", "independent"), ("new", "permutation")):
+        with pytest.raises(Reached, match=kind):
+            distill_lors.main([*TASK, *DISTILL, "--Iteration", "5", "--name", name])

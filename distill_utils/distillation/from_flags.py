@@ -113,12 +113,17 @@ def open_objective(args, run, task, model, experts):
         experts,
         syn_steps=args.syn_steps,
         mini_batch_size=args.mini_batch_size,
-        minibatches=args.minibatches,
+        minibatches=_minibatches(args, run),
         expert_epochs=args.expert_epochs,
         max_start_epoch=args.max_start_epoch,
         checker=make_matcher(second_order="forward") if args.check_gradient else None,
         check_every=args.check_gradient,
     )
+
+
+def _minibatches(args, run):
+    """Those of the flag; a run that was begun before there was one goes on as it began."""
+    return run.state["arguments"].get("minibatches", "independent") if run.state else args.minibatches
 
 
 def open_loop(args, run, synthetic, objective, state, task, make_model):
@@ -154,18 +159,18 @@ def open_loop(args, run, synthetic, objective, state, task, make_model):
         batch_size=args.batch_eval,
         loss_type=args.loss_type,
         temperature=args.temperature,
-        seed=derive_seed(args.seed, "during"),
         device=run.device,
         precision=args.precision,
         world=run.world,
     )
     look = partial(
         evaluate,
+        seed=derive_seed(args.seed, "during"),
         num_eval=min(args.num_eval_during, args.num_eval),
         measurements=args.measurements,
         splits=("val", "test") if args.eval_test else ("val",),
     )
-    test = partial(evaluate, num_eval=args.num_eval)
+    test = partial(evaluate, seed=derive_seed(args.seed, "test"), num_eval=args.num_eval)
     known = {"evaluations": evaluations, "tested": state.get("tested") if state else None}
     times = {"last_step": args.Iteration, "eval_it": args.eval_it, "save_it": args.save_it}
     return loop, Recorder(run, loop, task, look, test, **known, **times)

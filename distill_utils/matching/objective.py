@@ -101,7 +101,7 @@ MINIBATCHES = {"permutation": _permutation, "independent": _independent}
 
 
 def draw_minibatches(n, size, steps, generator, device, kind="permutation"):
-    """The ids of each inner step's pairs, LongTensors [size], distinct within a step; by MINIBATCHES[kind]."""
+    """The ids of each inner step's pairs, LongTensors [size], distinct in a step; kind: of MINIBATCHES."""
     return [ids.to(device) for ids in MINIBATCHES[kind](n, size, steps, generator)]
 
 

@@ -122,7 +122,7 @@ class Student:
 
 
 class WeightPath:
-    """A `Weights` for every inner step, at rest on some device; the memory is kept for the next outer step."""
+    """A `Weights` for every inner step, at rest on some device; its memory serves every outer step."""
 
     def __init__(self, device=None):
         self.device, self._towers = device, None

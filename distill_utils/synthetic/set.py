@@ -160,8 +160,10 @@ class SyntheticSet(nn.Module):
             )
         for key in ("mean", "std"):
             values = meta.get(key, [0.5] * 3)
-            if not isinstance(values, (list, tuple)) or len(values) != 3 or not all(map(_is_positive, values)):
-                raise UserError(f"{path} is not a synthetic set: {key!r} in its meta must be three numbers above 0.")
+            is_list = isinstance(values, (list, tuple)) and len(values) == 3
+            if not is_list or not all(map(_is_positive, values)):
+                what = f"{key!r} in its meta must be three numbers above 0"
+                raise UserError(f"{path} is not a synthetic set: {what}.")
         return cls(
             saved["image"].float(),
             saved["text"].float(),
