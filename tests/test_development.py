@@ -17,6 +17,7 @@ from test_architecture import FLOORS
 
 import buffer
 import distill_lors
+from data import build_datasets
 from distill_utils import coreset
 from distill_utils.runs import flags
 from distill_utils.runs.errors import UserError
@@ -25,6 +26,7 @@ from distill_utils.synthetic import SyntheticSet
 from distill_utils.task.from_flags import open_task
 from distill_utils.training.losses import LOSSES
 from networks import image_encoders
+from networks.text_encoders import ensure_toy_bert
 
 QUICK = "--Iteration 2 --num_eval 1 --num_eval_during 1 --measurements 1 --epoch_eval_train 1".split()
 RECIPES = {
@@ -71,7 +73,8 @@ def test_an_image_encoder(here, tmp_path):
 
 
 def test_a_text_encoder(here):
-    (checkpoint,) = (here / "checkpoints").glob("toy_bert_*[0-9a-f]")
+    train = build_datasets("toy", here / "data", here / "data", toy_sizes=(30, 5, 7)).train
+    checkpoint = ensure_toy_bert(train.captions, here / "checkpoints")
     shutil.copytree(checkpoint, here / "checkpoints/my-encoder", dirs_exist_ok=True)
     with run_block(RECIPES["A text encoder"]):
         path = coreset.main(["random", *toy(here), "--text_encoder", "mine", "--num_queries", "5"])

@@ -120,7 +120,7 @@ def test_a_coreset_is_what_distillation_begins_with_and_what_experts_train_on(he
         (np.array([-1, 3]), "names the train pair -1"),
         (np.array([], int), "whole numbers"),
         (np.array([None]), "cannot be read"),
-        (None, "cannot be read"),
+        (None, "does not exist"),
     ],
 )
 def test_a_file_that_names_no_train_pairs_gets_a_sentence(here, tmp_path, values, sentence):
