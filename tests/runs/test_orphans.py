@@ -69,7 +69,8 @@ def test_experts_and_checkpoints_are_cleared(here, tmp_path, dead):
         orphan(folder / "partial_0", dead, "epoch_1.pt"),
         orphan(folder / ".locks", dead, "img_start.pt.verified"),
     ]
-    buffer.main([*toy(here), *EXPERTS, "--num_experts", "1", "--buffer_path", f"{tmp_path}/buffers"])
+    options = ["--num_experts", "1", "--buffer_path", f"{tmp_path}/buffers", "--name", "cleared"]
+    buffer.main([*toy(here), *EXPERTS, *options])
     assert not any(path.exists() for path in left)
     left = orphan(tmp_path / "checkpoints", dead, "toy_bert_x")
     ensure_toy_bert(["a circle"], tmp_path / "checkpoints", width=8, layers=1, heads=2)
