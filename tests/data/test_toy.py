@@ -1,11 +1,13 @@
 """The toy data's files: the same everywhere, whole after an interruption, in the loaders' layout."""
 
 import json
+import os
+import time
 
 import pytest
 from PIL import Image
 
-from data import build_datasets
+from data import build_datasets, toy
 from data.captions import clean_caption
 from data.toy import ensure_toy, main
 from data.toy_scenes import draw_scene, make_example
@@ -162,3 +164,22 @@ def test_the_command_line(tmp_path, monkeypatch):
     for text in ("4,2", "4,2,x", "4,2,0", ""):
         with pytest.raises(UserError, match=f"not '{text}'"):
             main(["--toy_size", text])
+
+
+def test_another_process_that_wants_other_sizes_waits_until_these_are_read(tmp_path, monkeypatch):
+    plain, rivals = toy.ensure_toy, []
+
+    def with_a_rival(*args):
+        plain(*args)
+        rivals.append(os.fork())
+        if not rivals[-1]:
+            monkeypatch.setattr(toy, "ensure_toy", plain)
+            build_datasets("toy", tmp_path, tmp_path, toy_sizes=(6, 6, 6))
+            os._exit(0)
+        time.sleep(1)  # more than it takes to write them
+
+    monkeypatch.setattr(toy, "ensure_toy", with_a_rival)
+    read = build_datasets("toy", tmp_path, tmp_path, toy_sizes=(3, 3, 3))
+    assert [len(part) for part in read] == [15, 3, 3]
+    assert os.waitpid(rivals[0], 0)[1] == 0
+    assert len(json.loads((tmp_path / "toy_val.json").read_text())) == 6
