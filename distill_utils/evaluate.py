@@ -83,9 +83,8 @@ def main(argv=None):
 
     keep("distilled", _evaluate_set(args, run, synthetic, evaluate, loss_type, rates))
     if args.baselines:
-        for name, loss in (("random", "InfoNCE"), ("random_same_loss", loss_type)):
-            same = rows.get("random") if loss == "InfoNCE" and name != "random" else None
-            keep(name, same or _evaluate_random(args, run, synthetic, task, evaluate, loss, rates))
+        for name, row in _random_rows(args, run, synthetic, task, evaluate, loss_type, rates):
+            keep(name, row)
     if full:
         keep("full", full)
     values = {f"Evaluate/{row}/{key}": result[key]["mean"] for row, result in rows.items() for key in METRICS}
@@ -106,19 +105,24 @@ def _evaluate_set(args, run, synthetic, evaluate, loss_type, rates):
     return at_best_rates(lambda lrs: students(lrs=lrs), rates, f"this coreset, {loss_type}")
 
 
-def _evaluate_random(args, run, synthetic, task, evaluate, loss_type, rates):
-    """Every student on its own draw of as many pairs as the set has."""
+def _random_rows(args, run, synthetic, task, evaluate, loss_type, rates):
+    """Yields (row, result) of random pairs under InfoNCE and under the set's own loss.
+
+    Every student has its own draw of as many pairs as the set has, the same draws under both.
+    """
     numbers = generator(args.seed, "coreset")
-    draws = [
-        real_set(task, select("random", task, len(synthetic), numbers), {}) for _ in range(args.num_eval)
-    ]
+    chosen = [select("random", task, len(synthetic), numbers) for _ in range(args.num_eval)]
+    draws = [real_set(task, pairs, {}) for pairs in chosen]
 
     def one(pairs, number, loss_type, lrs):
-        return evaluate(
-            pairs, num_eval=1, loss_type=loss_type, lrs=lrs, seed=derive_seed(args.seed, "random", number)
-        )
+        seed = derive_seed(args.seed, "random", number)
+        return evaluate(pairs, num_eval=1, loss_type=loss_type, lrs=lrs, seed=seed)
 
-    return random_baseline(draws, loss_type, rates, one, partial(run.world.map, device=run.device))
+    run_all, done = partial(run.world.map, device=run.device), {}
+    for name, loss in (("random", "InfoNCE"), ("random_same_loss", loss_type)):
+        if loss not in done:
+            done[loss] = random_baseline(draws, loss, rates, one, run_all)
+        yield name, done[loss]
 
 
 def _tell(path, synthetic, rows, args):
