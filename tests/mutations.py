@@ -224,10 +224,10 @@ MUTATIONS = [
             ),
             "test looked at while distilling": ('else ("val",)', 'else ("val", "test")'),
             "temperature ignored while distilling": (
-                "        temperature=args.temperature,\n        seed",
-                "        seed",
+                "        temperature=args.temperature,\n        device",
+                "        device",
             ),
-            "--num_eval ignored": ("test = partial(evaluate, num_eval=args.num_eval)", "test = evaluate"),
+            "--num_eval ignored": ('"test"), num_eval=args.num_eval)', '"test"))'),
             "--lr_sim ignored": ("lr_sim=args.lr_sim", "lr_sim=args.lr_lr"),
             "--gradient ignored": ("gradient=args.gradient,", 'gradient="truncated",'),
             "--loss_type ignored in matching": ("LOSSES[args.loss_type]", 'LOSSES["WBCE"]'),
