@@ -72,7 +72,7 @@ def check_python(program, arguments):
     elif program.startswith("tests/"):
         assert (ROOT / program).is_file(), f"{program} does not exist"
     elif program != "pip":
-        assert program in ("buffer.py", "distill_lors.py") or program in (
+        assert program in ("buffer.py", "distill_lors.py", "data.download") or program in (
             f"distill_utils.{name}" for name in PROGRAMS
         ), f"{program} is no program of this project"
         parser_of(program, arguments)
@@ -145,6 +145,7 @@ def test_every_flag_that_a_page_names_exists():
     starts = {f"distill_utils.{name}": [[]] for name in PROGRAMS} | {
         "buffer.py": [[]],
         "distill_lors.py": [[]],
+        "data.download": [[]],
         "distill_utils.coreset": [["random"], ["vas", "--metadata_dir", "x"], ["moment"], ["validate"]],
     }
     known = {"--help"} | {f"--{name}" for name in DROPPED}
