@@ -9,8 +9,9 @@ from pathlib import Path
 
 from distill_utils.evaluation.protocols import summarise_runs
 from distill_utils.evaluation.tables import format_table, markdown
-from distill_utils.pages.rows import set_rows
+from distill_utils.pages.rows import protocol_of, set_rows
 from distill_utils.pages.templates import escape_markdown
+from distill_utils.pages.values import words
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_json
 from distill_utils.runs.signals import run_program
@@ -34,21 +35,25 @@ def headline(run):
     if not row or not row["protocols"]:
         reason = " ".join(notes) or "evaluate the run first."
         raise UserError(f"{run} holds no results.json with a result of {path.name}: {reason}")
-    return row
+    meta = {} if synthetic is None else synthetic.meta
+    made = {"protocol": protocol_of(meta), "dataset": words(meta.get("dataset"))}
+    return row | {key: row[key] or value for key, value in made.items()}
 
 
 def group_runs(runs):
-    """{name without its _seedN: summary over its runs}, in the order given; UserError for a run without a
-    result.
+    """{(protocol, data set): {name without its _seedN: summary over its runs}}, in the order given: numbers
+    of different protocols or test data do not compare. UserError for a run without a result.
     """
     groups = {}
     for run in runs:
-        groups.setdefault(re.sub(r"_seed\d+$", "", Path(run).name), []).append(headline(run))
-    rows = {}
-    for name, results in groups.items():
-        storage = {round(result["storage"], 2) for result in results if result["storage"] is not None}
-        rows[name] = summarise_runs(results) | ({"storage": storage.pop()} if len(storage) == 1 else {})
-    return rows
+        row, name = headline(run), re.sub(r"_seed\d+$", "", Path(run).name)
+        groups.setdefault((row["protocol"], row["dataset"]), {}).setdefault(name, []).append(row)
+    return {block: {name: _over(rows) for name, rows in named.items()} for block, named in groups.items()}
+
+
+def _over(results):
+    storage = {round(result["storage"], 2) for result in results if result["storage"] is not None}
+    return summarise_runs(results) | ({"storage": storage.pop()} if len(storage) == 1 else {})
 
 
 def main(argv=None):
@@ -56,17 +61,18 @@ def main(argv=None):
     parser.add_argument("runs", nargs="+", help="folders of runs")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
-    rows = group_runs(args.runs)
+    blocks = group_runs(args.runs)
     print(
         "test recall in %, epoch and outer step chosen on val, mean ± standard deviation over n runs "
         "(each the mean of its students)"
     )
-    print(
-        markdown({escape_markdown(name): row for name, row in rows.items()})
-        if args.markdown
-        else format_table(rows)
-    )
-    return rows
+    for (protocol, dataset), rows in blocks.items():
+        print(f"\nprotocol {protocol or 'unknown'}, {dataset or 'unknown data'}")
+        if args.markdown:
+            print("\n" + markdown({escape_markdown(name): row for name, row in rows.items()}))
+        else:
+            print(format_table(rows))
+    return blocks
 
 
 if __name__ == "__main__":

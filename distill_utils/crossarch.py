@@ -26,7 +26,7 @@ from distill_utils.task.from_flags import model_maker, open_task
 from distill_utils.training.losses import LOSSES
 
 # In what these students may differ from those that the set was made with.
-_STUDENTS_OWN = ("image_encoder", "image_pretrained", "image_trainable", "text_encoder")
+_STUDENTS_OWN = ("image_encoder", "image_pretrained", "image_trainable", "freeze_bn", "text_encoder")
 
 
 def for_text_encoder(synthetic, task, path):

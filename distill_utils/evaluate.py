@@ -23,6 +23,7 @@ from distill_utils.synthetic.set import SyntheticSet, real_set
 from distill_utils.task.flags import program_parser
 from distill_utils.task.from_flags import model_maker, open_task
 from distill_utils.training.losses import LOSSES
+from distill_utils.training.protocol import protocol
 
 
 def make_parser():
@@ -72,9 +73,8 @@ def main(argv=None):
         rates.append((synthetic.lr_img.item(), synthetic.lr_txt.item()))
     about = {"file": path.name, "digest": synthetic.digest()}
     about |= {"dataset": args.dataset, "distilled_from": synthetic.meta.get("dataset")}
-    about |= {
-        key: getattr(args, key) for key in ("image_encoder", "text_encoder", "image_size", "image_trainable")
-    }
+    towers = ("image_encoder", "text_encoder", "image_size", "image_trainable", "freeze_bn")
+    about |= {key: getattr(args, key) for key in towers} | {"protocol": protocol(args.image_trainable)}
     rows = {}
 
     def keep(name, row):
@@ -130,7 +130,10 @@ def _tell(path, synthetic, rows, args):
     transfer = made_from not in (None, args.dataset)
     where = f", distilled from {made_from}, on {args.dataset}" if transfer else ""
     print(f"{path}: {len(synthetic)} pairs{where}")
-    print("test recall in %, epoch chosen on val, as are the learning rates of real pairs")
+    print(
+        f"test recall in %, protocol {protocol(args.image_trainable)}, epoch chosen on val, "
+        "as are the learning rates of real pairs"
+    )
     order = ("random", "random_same_loss", "distilled", "full")
     print(format_table({name: rows[name] for name in order if name in rows}))
     if args.breakdown:

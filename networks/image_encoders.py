@@ -4,6 +4,8 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.layers import FrozenBatchNormAct2d, freeze_batch_norm_2d
+from torchvision.ops import FrozenBatchNorm2d
 
 from distill_utils.runs.errors import UserError, first_line
 from distill_utils.runs.tensors import load_tensors
@@ -61,6 +63,21 @@ def _create(timm_name, **options):
         return timm.create_model(timm_name, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # the model has no such option, and no need of it
         return timm.create_model(timm_name, num_classes=0, **options)
+
+
+def freeze_batch_norm(encoder):
+    """The encoder with its BatchNorms as fixed affine maps, in training too: their statistics, scales and
+    shifts are constants, and the other weights train.
+    """
+    return freeze_batch_norm_2d(encoder)
+
+
+def keeps_statistics(module):
+    """Whether a module, in training, changes statistics of what it has seen; one of `freeze_batch_norm` does
+    not.
+    """
+    frozen = isinstance(module, (FrozenBatchNorm2d, FrozenBatchNormAct2d))
+    return not frozen and getattr(module, "running_mean", None) is not None
 
 
 def enable_checkpointing(model, name):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.image_encoders import build_image_encoder, enable_checkpointing
+from networks.image_encoders import build_image_encoder, enable_checkpointing, freeze_batch_norm
 
 
 class ProjectionHead(nn.Module):
@@ -36,10 +36,15 @@ class FrozenEncoder(nn.Module):
         self.encoder = encoder.eval().requires_grad_(False)
 
     def forward(self, images):
-        return self.encoder(images) if images.dim() == 4 else images
+        return self.encoder(_fastest(images)) if images.dim() == 4 else images
 
     def train(self, mode=True):
         return super().train(False)
+
+
+def _fastest(images):
+    """Images in the layout that convolutions are fastest in; features as they are."""
+    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
 
 
 class TwoTower(nn.Module):
@@ -55,10 +60,7 @@ class TwoTower(nn.Module):
         self.text_projection = text_projection
 
     def encode_images(self, images):
-        if images.dim() == 4:
-            # The layout that convolutions are fastest in.
-            images = images.contiguous(memory_format=torch.channels_last)
-        return F.normalize(self.image_encoder(images), dim=-1)
+        return F.normalize(self.image_encoder(_fastest(images)), dim=-1)
 
     @property
     def frozen_encoder(self):
@@ -76,9 +78,15 @@ class TwoTower(nn.Module):
         return self.encode_images(images), self.encode_texts(texts)
 
 
-def build_encoder(name, *, pretrained, checkpoint_dir, grad_checkpointing=False):
-    """A timm encoder, images to features; `grad_checkpointing`: few activations are kept."""
+def build_encoder(name, *, pretrained, checkpoint_dir, freeze_bn=False, grad_checkpointing=False):
+    """A timm encoder, images to features.
+
+    `freeze_bn`: its BatchNorms stay as they are, statistics, scale and shift, in training too.
+    `grad_checkpointing`: few activations are kept.
+    """
     encoder = build_image_encoder(name, pretrained, checkpoint_dir)
+    if freeze_bn:
+        encoder = freeze_batch_norm(encoder)
     if grad_checkpointing:
         enable_checkpointing(encoder, name)
     return encoder
@@ -96,13 +104,6 @@ def join(encoder, text_dim, *, trainable=True):
     return TwoTower(encoder, ProjectionHead(text_dim, width))
 
 
-def build_model(
-    image_encoder, text_dim, *, pretrained, checkpoint_dir, trainable=True, grad_checkpointing=False
-):
-    """A student with an image encoder of its own: `join` of `build_encoder`."""
-    options = {
-        "pretrained": pretrained,
-        "checkpoint_dir": checkpoint_dir,
-        "grad_checkpointing": grad_checkpointing,
-    }
+def build_model(image_encoder, text_dim, *, trainable=True, **options):
+    """A student with an image encoder of its own: `join` of `build_encoder`, which takes the options."""
     return join(build_encoder(image_encoder, **options), text_dim, trainable=trainable)

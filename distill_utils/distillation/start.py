@@ -81,6 +81,7 @@ _FLAGS = {
     "image_encoder": "--image_encoder",
     "image_pretrained": "--image_pretrained",
     "image_trainable": "--image_trainable",
+    "freeze_bn": "--freeze_bn",
     "train_subset": "--train_subset",
 }
 

@@ -4,7 +4,15 @@ from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_yaml
 
 # Facts of a set's meta in which its students must agree with it, as flags.
-_FACTS = ("image_encoder", "image_pretrained", "image_trainable", "text_encoder", "image_size", "temperature")
+_FACTS = (
+    "image_encoder",
+    "image_pretrained",
+    "image_trainable",
+    "freeze_bn",
+    "text_encoder",
+    "image_size",
+    "temperature",
+)
 # Where the run found things, in its args.yaml; another machine may have them elsewhere.
 _PLACES = (
     "image_root",

@@ -11,6 +11,7 @@ from distill_utils.runs.processes import ALONE
 from distill_utils.runs.seeds import derive_seed, generator
 from distill_utils.task.decoding import encoder_input
 from distill_utils.training.losses import LOSSES
+from distill_utils.training.protocol import protocol
 from distill_utils.training.students import train_student
 
 
@@ -37,6 +38,7 @@ def _student(number, make_model, galleries, measured, bar, *, seed, device, brea
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(seed)
         model = make_model().to(device)
+        trains = protocol(model.frozen_encoder is None)
         for epoch, loss in training(model, generator=generator(seed)):
             bar.update()
             if epoch in measured:
@@ -45,7 +47,7 @@ def _student(number, make_model, galleries, measured, bar, *, seed, device, brea
                     for split, gallery in galleries.items()
                 }
                 curve.append({"epoch": epoch, "train_loss": loss} | recall)
-    return choose_epochs(curve) | {"seed": seed, "curve": curve}
+    return choose_epochs(curve) | {"seed": seed, "protocol": trains, "curve": curve}
 
 
 def evaluate_synthetic_set(
@@ -86,6 +88,7 @@ def evaluate_synthetic_set(
         lr_img=lr_img,
         lr_txt=lr_txt,
         precision=precision,
+        images=task.seen(synthetic.images.detach()),
     )
     galleries = {split: task.galleries[split] for split in splits}
     bar = tqdm(total=num_eval * epochs, desc="students", disable=not world.first, leave=False)
@@ -93,6 +96,11 @@ def evaluate_synthetic_set(
     shared = make_model, galleries, measured_epochs(epochs, measurements), bar
     with bar:
         students = world.map([partial(_student, n, *shared, **own) for n in range(num_eval)], device)
-    trained = {"pairs": len(synthetic), "storage": synthetic.storage(), "epochs": epochs}
+    trained = {
+        "protocol": students[0]["protocol"],
+        "pairs": len(synthetic),
+        "storage": synthetic.storage(),
+        "epochs": epochs,
+    }
     trained |= {"loss": loss_type, "temperature": temperature, "lr_img": lr_img, "lr_txt": lr_txt}
     return summarise_students(students) | trained

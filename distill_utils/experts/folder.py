@@ -20,6 +20,7 @@ _MUST_AGREE = {
     "image_size": "--image_size",
     "image_pretrained": "--image_pretrained",
     "image_trainable": "--image_trainable",
+    "freeze_bn": "--freeze_bn",
     "text_fingerprint": "the weights of --text_encoder",
     "train_subset": "--train_subset",
     "augmentation": "--augmentation and --no_aug",

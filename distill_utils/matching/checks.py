@@ -3,6 +3,7 @@
 import torch
 
 from distill_utils.runs.errors import UserError
+from networks.image_encoders import keeps_statistics
 
 
 def require_no_running_statistics(model):
@@ -10,11 +11,11 @@ def require_no_running_statistics(model):
     their statistics.
     """
     for name, module in model.named_modules():
-        if module.training and getattr(module, "running_mean", None) is not None:
+        if module.training and keeps_statistics(module):
             raise UserError(
                 f"{name} ({type(module).__name__}) keeps running statistics, which are no function of "
-                "the weights: trajectory matching needs an encoder without BatchNorm, such as nfnet or "
-                "resnet18_gn, or --image_trainable false."
+                "the weights: trajectory matching needs --freeze_bn, an encoder without BatchNorm, such as "
+                "nfnet or resnet18_gn, or --image_trainable false."
             )
 
 

@@ -35,6 +35,7 @@ import torch
 
 from distill_utils.matching.checks import require_combination, require_no_running_statistics
 from distill_utils.matching.derivatives import DERIVATIVES, dot
+from distill_utils.matching.frozen import FrozenTower
 from distill_utils.matching.student import Batch, Student, WeightPath
 from distill_utils.runs.devices import exact_products
 from distill_utils.runs.errors import UserError
@@ -124,6 +125,7 @@ class Matcher:
         self._derivative = DERIVATIVES[second_order](self._student, self.full, path_device)
         self._path, self._final = WeightPath(path_device), None
         self._world = world
+        self._frozen = FrozenTower(self._student.model.frozen_encoder, precision, world)
         rounded = precision == "tf32" and second_order != "finite"
         self._products = nullcontext if rounded else exact_products
 
@@ -138,7 +140,11 @@ class Matcher:
         eta = Weights(synthetic.lr_img.item(), synthetic.lr_txt.item())
         seed = int(torch.randint(1 << 62, ())) if seed is None else seed
         with torch.no_grad(), self._products():
-            batches = [Batch(*synthetic.minibatch(ids), seed + t) for t, ids in enumerate(minibatches)]
+            drawn, chunk = torch.cat(list(minibatches)).unique(), len(minibatches[0])
+            images = self._frozen.features(synthetic.images, drawn, chunk)
+            batches = [
+                Batch(*synthetic.minibatch(ids, images), seed + t) for t, ids in enumerate(minibatches)
+            ]
             self._inner_loop(start, batches, eta)
             loss = self._objective(start, target)
             d_eta = None if self.full else self._lr_gradients_at_once(eta)
@@ -146,10 +152,11 @@ class Matcher:
             while not settled:
                 d_z, d_eta_full = self._backward(batches, eta)
                 settled = self._derivative.settled(len(batches), self._from_owner)
-            gradient = _GradientOf(synthetic)
+            gradient = _GradientOf(synthetic, images)
             for t in reversed(range(len(batches))):
                 gradient.minibatch(minibatches[t], [self._from_owner(d, t) for d in d_z[t]])  # (1)
             gradient.lrs(d_eta or d_eta_full)
+            synthetic.images.grad = self._frozen.pull_back(synthetic.images, gradient.images, drawn, chunk)
             # Whether a step is finite, and what the set becomes, is the first process's to say: others' sums
             # may differ from its own in the last bit where their hardware does.
             for parameter in synthetic.parameters():
@@ -247,16 +254,19 @@ class Matcher:
 
 
 class _GradientOf:
-    """Sums the minibatches' gradients into `.grad` of a synthetic set, from zero."""
+    """Sums the minibatches' gradients, from zero: of what stood for the images in `images`, the others into
+    `.grad` of the synthetic set.
+    """
 
-    def __init__(self, synthetic):
-        self.synthetic = synthetic
-        for parameter in synthetic.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+    def __init__(self, synthetic, images):
+        self.synthetic, self.images = synthetic, torch.zeros_like(images)
+        for name, parameter in synthetic.named_parameters():
+            if name != "images":
+                parameter.grad = torch.zeros_like(parameter)
 
     def minibatch(self, ids, derivatives):
         d_images, d_texts, d_similarity = derivatives
-        self.synthetic.images.grad.index_add_(0, ids, d_images, alpha=-1)
+        self.images.index_add_(0, ids, d_images, alpha=-1)
         self.synthetic.texts.grad.index_add_(0, ids, d_texts, alpha=-1)
         with torch.enable_grad():
             block = self.synthetic.similarity(ids)

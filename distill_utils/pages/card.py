@@ -1,7 +1,7 @@
 """The model card of an exported set: what it is, how good it is, how to train on it."""
 
 from distill_utils.evaluation.protocols import METRICS
-from distill_utils.pages.rows import on_other_data
+from distill_utils.pages.rows import on_other_data, protocol_of
 from distill_utils.pages.templates import render
 from distill_utils.pages.values import fact
 
@@ -12,7 +12,7 @@ _LABELS = {
     "while distilling": "this set, while distilling",
     "full": "full data",
 }
-_FACTS = ("step", "dataset", "image_encoder", "text_encoder", "loss", "temperature")
+_FACTS = ("step", "dataset", "protocol", "image_encoder", "text_encoder", "loss", "temperature")
 
 
 def card(synthetic, path, rows, licence):
@@ -22,12 +22,13 @@ def card(synthetic, path, rows, licence):
     applies.
     """
     meta = synthetic.meta
+    about = meta | {"protocol": protocol_of(meta)}
     source = fact(meta.get("dataset")) or "the data set it was distilled from"
     return render(
         "card.md.j2",
         licence=licence or f"that of {source} applies",
         pairs=len(synthetic),
-        facts={key: fact(meta.get(key)) or "unknown" for key in _FACTS},
+        facts={key: fact(about.get(key)) or "unknown" for key in _FACTS},
         lr_img=synthetic.lr_img.item(),
         lr_txt=synthetic.lr_txt.item(),
         similarity=synthetic.similarity.kind,

@@ -6,7 +6,7 @@ import yaml
 
 from distill_utils.pages.figures import curve_figures, svg
 from distill_utils.pages.images import image_uri, similarity_image
-from distill_utils.pages.rows import on_other_data
+from distill_utils.pages.rows import on_other_data, protocol_of
 from distill_utils.pages.templates import render
 from distill_utils.pages.values import fact, words
 from distill_utils.runs.writing import write_text
@@ -73,6 +73,7 @@ def _facts(run, provenance):
     facts = [
         f"{len(run.final)} pairs",
         said["dataset"],
+        f"protocol {protocol_of(meta) or '?'}",
         f"outer step {run.step}",
         f"{width} px" if height == width else f"{height} x {width} px",
         f"loss {said['loss'] or '?'}",

@@ -3,6 +3,7 @@
 from distill_utils.evaluation.protocols import METRICS, PROTOCOLS
 from distill_utils.pages.values import mapping, number, words
 from distill_utils.synthetic.checkpoint import belongs_to
+from distill_utils.training.protocol import protocol
 
 # Of results.json, in the order in which they are shown.
 ROWS = ("random", "random_same_loss", "distilled", "full")
@@ -23,8 +24,8 @@ def _recalls(value):
 def read_result(row):
     """What is shown of a row of results.json; None where it is damaged.
 
-    {metric: cell, "protocols": {protocol: {metric: cell}}, "storage", "dataset"}; a cell is {"mean", "std",
-    "n"}, and "protocols" is empty where the row has none.
+    {metric: cell, "protocols": {selection: {metric: cell}}, "storage", "dataset", "protocol"}; a cell is
+    {"mean", "std", "n"}; "protocols" is empty where the row has none, "protocol" what trained, P1 or P2.
     """
     protocols = mapping(row).get("protocols", {})
     if not isinstance(protocols, dict):
@@ -34,7 +35,16 @@ def read_result(row):
     if headline is None or None in protocols.values():
         return None
     storage = number(mapping(row).get("storage"), 0, 1e12)
-    return headline | {"protocols": protocols, "storage": storage, "dataset": words(row.get("dataset"))}
+    said = {"dataset": words(row.get("dataset")), "protocol": protocol_of(row)}
+    return headline | {"protocols": protocols, "storage": storage} | said
+
+
+def protocol_of(facts):
+    """P1 or P2, of a set's meta or a row of results, as they say or as follows from what trained; else
+    None.
+    """
+    trainable = facts.get("image_trainable")
+    return words(facts.get("protocol")) or (protocol(trainable) if isinstance(trainable, bool) else None)
 
 
 def set_rows(results, path, synthetic, notes):

@@ -47,11 +47,11 @@ class SyntheticSet(nn.Module):
     def __len__(self):
         return len(self.images)
 
-    def minibatch(self, ids):
+    def minibatch(self, ids, images=None):
         """Images [B, 3, H, W], texts [B, T] and the similarity block [B, B] of the pairs `ids` (LongTensor
-        [B]).
+        [B]); images: what stands for them, such as a frozen encoder's features [N, W].
         """
-        return self.images[ids], self.texts[ids], self.similarity(ids)
+        return (self.images if images is None else images)[ids], self.texts[ids], self.similarity(ids)
 
     @torch.no_grad()
     def tensors(self):
@@ -88,12 +88,14 @@ class SyntheticSet(nn.Module):
         """The images in [0, 1], [N, 3, H, W]."""
         return denormalise(self.images.detach(), self.meta["mean"], self.meta["std"])
 
-    def loader(self, batch_size, shuffle=True, generator=None):
-        """A DataLoader of (images, texts, similarity block): every pair once an epoch."""
+    def loader(self, batch_size, shuffle=True, generator=None, images=None):
+        """A DataLoader of (images, texts, similarity block): every pair once an epoch; images: see
+        `minibatch`.
+        """
 
         def collate(ids):
             with torch.no_grad():
-                return self.minibatch(torch.tensor(ids, device=self.images.device))
+                return self.minibatch(torch.tensor(ids, device=self.images.device), images)
 
         return DataLoader(
             range(len(self)), batch_size, shuffle=shuffle, generator=generator, collate_fn=collate

@@ -64,6 +64,8 @@ def model_flags(parser):
     add("--image_pretrained", bool, True, "start the image tower from pretrained weights")
     add("--text_pretrained", bool, True, "load the text encoder's weights (false: random ones)")
     add("--image_trainable", bool, True, "train the image encoder (false: a projection head on it)")
+    norms = "BatchNorms of the image encoder stay as pretrained; matching a trained encoder needs it"
+    add("--freeze_bn", bool, False, norms)
     checkpointing = "recompute the image encoder's activations: a third more time, a fraction of the memory"
     add("--grad_checkpointing", bool, False, checkpointing)
     folder = "pretrained weights; looked in before the hubs"

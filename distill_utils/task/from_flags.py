@@ -3,6 +3,7 @@
 from copy import deepcopy
 
 from distill_utils.task.retrieval_task import RetrievalTask
+from distill_utils.training.protocol import protocol
 from networks import build_encoder, join
 
 
@@ -34,6 +35,7 @@ def model_maker(args, task, device):
         args.image_encoder,
         pretrained=args.image_pretrained,
         checkpoint_dir=args.checkpoint_dir,
+        freeze_bn=args.freeze_bn,
         grad_checkpointing=args.grad_checkpointing,
     ).to(device)
 
@@ -50,5 +52,7 @@ def made_with(args, task):
         "image_encoder": args.image_encoder,
         "image_pretrained": args.image_pretrained,
         "image_trainable": args.image_trainable,
+        "freeze_bn": args.freeze_bn,
+        "protocol": protocol(args.image_trainable),
     }
     return task.describe() | towers

@@ -2,7 +2,7 @@
 
 import hashlib
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from data.transforms import normalise, test_transform
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_indices
 from distill_utils.task.decoding import Drawn, batches, decode, encoder_input, in_order, require_files
+from distill_utils.task.features import FeatureCache
 from distill_utils.training.losses import identity_target
 from networks.text_encoders import TOY, build_text_encoder, embed_captions, ensure_toy_bert
 
@@ -83,14 +84,12 @@ class RetrievalTask:
         self.embed = partial(
             embed_captions, encoder, cache_dir=Path(checkpoint_dir) / "caption_embeddings", device=device
         )
-        self.train_texts, *texts = (self.embed(split.captions) for split in (self.train, *held_out))
-        self.galleries = {
-            split: Gallery(
-                decode(gallery, num_workers, f"{split} images"), embeddings, gallery.captions, gallery.txt2img
-            )
-            for split, gallery, embeddings in zip(("val", "test"), held_out, texts)
-        }
-        self._pixels, self._train_images, self._train_features = self.galleries, None, None
+        self._held_out = dict(zip(("val", "test"), held_out))
+        self.train_texts = self.embed(self.train.captions)
+        self._texts = {split: self.embed(data.captions) for split, data in self._held_out.items()}
+        self._galleries, self._train_images = None, None
+        self._features, self._train_features = None, None
+        self._feature_folder = Path(checkpoint_dir) / "image_features"
         self.numbers = torch.arange(len(self.train))  # of the train pairs in the annotation file
         self.train_subset = None
         if train_subset:
@@ -135,6 +134,20 @@ class RetrievalTask:
         }
 
     @property
+    def galleries(self):
+        """{"val", "test": Gallery}; their images are decoded when they are first asked for."""
+        if self._galleries is None:
+            self._galleries = {
+                split: self._gallery(split, decode(data, self.num_workers, f"{split} images"))
+                for split, data in self._held_out.items()
+            }
+        return self._galleries
+
+    def _gallery(self, split, images):
+        data = self._held_out[split]
+        return Gallery(images, self._texts[split], data.captions, data.txt2img)
+
+    @property
     def text_dim(self):
         return self.train_texts.shape[1]
 
@@ -143,30 +156,31 @@ class RetrievalTask:
         first = torch.full((len(self.train.image_paths),), len(self.train))
         return first.scatter_reduce(0, self.train.image_index, torch.arange(len(self.train)), "amin")
 
-    @torch.no_grad()
     def look_through(self, encoder, device, batch_size=256):
-        """Keep what a frozen encoder makes of galleries and unaugmented train images instead of pixels.
+        """From now on, what a frozen encoder makes of galleries and unaugmented train images instead of
+        pixels.
 
         encoder(images [B, 3, H, W] normalised) -> [B, W]; None: pixels again.
         """
-        self.galleries, self._train_features = self._pixels, None
+        self._galleries = self._features = self._train_features = None
         if encoder is None:
             return
-
-        def features(images):
-            return torch.cat(
-                [encoder(encoder_input(batch, device)).cpu() for batch in images.split(batch_size)]
-            )
-
-        encoder = encoder.to(device)
-        self.galleries = {
-            split: replace(gallery, images=features(gallery.images))
-            for split, gallery in self._pixels.items()
+        self._features = FeatureCache(encoder.to(device), self._feature_folder, device, batch_size)
+        how = self.image_size, self.num_workers
+        self._galleries = {
+            split: self._gallery(split, self._features.of_files(data, data.image_paths, *how, split))
+            for split, data in self._held_out.items()
         }
         if not self.augmentation:
-            self._train_features = torch.cat(
-                [encoder(batch).cpu() for batch in self.train_images(batch_size, device)]
-            )
+            first = self._first_pairs()
+            train = self._plain(first), self.train.image_paths
+            self._train_features = self._features.of_files(*train, *how, "train")
+
+    def seen(self, images):
+        """Normalised images [N, 3, H, W] as students take them: what the frozen encoder makes of them [N, W],
+        where there is one; else as they are.
+        """
+        return images if self._features is None else self._features.of(images)
 
     def _plain(self, pairs):
         """Train pairs without augmentation, as a data set."""

@@ -13,7 +13,7 @@ from distill_utils.training.losses import LOSSES
 from networks import build_model
 from networks.image_encoders import build_image_encoder
 from networks.two_tower import ProjectionHead
-from networks.weights import Weights, flatten, snapshot
+from networks.weights import Weights, flatten, snapshot, tower_parameters
 
 
 @pytest.mark.parametrize("name", ["test_nfnet", "resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_100"])
@@ -114,7 +114,7 @@ def test_every_image_encoder_trains_matches_and_is_evaluated(name, tmp_path):
     synthetic = SyntheticSet(images, texts, build_similarity("lowrank", 3, rank=1), 0.01, 0.01)
     model.train()
     if name in ("resnet18", "resnet50", "efficientvit_m5"):
-        with pytest.raises(UserError, match="needs an encoder without BatchNorm"):
+        with pytest.raises(UserError, match="needs --freeze_bn, an encoder without"):
             Matcher(model, LOSSES["WBCE"])
         model = build_model(
             name, 6, pretrained=False, checkpoint_dir=tmp_path, trainable=False
@@ -133,6 +133,35 @@ def test_a_frozen_tower_keeps_its_running_statistics(tmp_path):
     before = {name: value.clone() for name, value in model.named_buffers()}
     model(torch.randn(2, 3, 64, 64), torch.randn(2, 6))
     assert before and all(torch.equal(before[name], value) for name, value in model.named_buffers())
+
+
+def test_frozen_batch_norms_are_constants_and_all_else_trains_and_matches(tmp_path):
+    torch.manual_seed(0)
+    options = {"pretrained": False, "checkpoint_dir": tmp_path}
+    plain = build_model("efficientnet_lite0", 6, **options)
+    model = build_model("efficientnet_lite0", 6, freeze_bn=True, **options)
+    norms = {name for name, module in plain.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    trained = {name for tower in tower_parameters(model) for name, _ in tower}
+    assert norms and trained == {
+        name for name, _ in plain.named_parameters() if name[: name.rfind(".")] not in norms
+    }
+    images, texts = torch.randn(3, 3, 64, 64), torch.randn(3, 6)
+    with torch.no_grad():
+        assert torch.allclose(
+            model.eval().encode_images(images), plain.eval().encode_images(images), atol=1e-5
+        )
+    kept = {name: value.clone() for name, value in model.named_buffers()}
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    start = Weights(*map(flatten, snapshot(model)))
+    train_epoch(model, [(images, texts, torch.eye(3))], sgd(model, 0.01, 0.01), LOSSES["InfoNCE"], 0.07)
+    assert all(torch.equal(kept[name], value) for name, value in model.named_buffers())
+    assert all(
+        not torch.equal(before[name], value) for name, value in model.named_parameters() if "conv" in name
+    )
+    target = Weights(*map(flatten, snapshot(model)))
+    synthetic = SyntheticSet(images, texts, build_similarity("lowrank", 3, rank=1), 0.01, 0.01)
+    Matcher(model.train(), LOSSES["WBCE"])(synthetic, start, target, [torch.tensor([0, 2])], seed=0)
+    assert synthetic.images.grad.abs().sum() > 0
 
 
 def test_untrained_image_towers_are_the_same_and_heads_are_not(tmp_path):

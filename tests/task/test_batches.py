@@ -58,16 +58,18 @@ def test_images_are_augmented_anew_unless_told_otherwise(make_task, augment):
 def test_a_frozen_encoders_features_are_those_of_the_pairs_images(make_task):
     task = make_task(False)
     plain, *_ = task.real_pairs(torch.arange(len(task.train)))
+    pixels = task.galleries
     try:
         task.look_through(torch.nn.Flatten(), "cpu", batch_size=4)
+        assert torch.equal(task.seen(plain), plain.flatten(1))
         seen, order = epoch(task, 0)
         assert order != sorted(order)
         assert all(torch.equal(feature, plain[pair].flatten()) for pair, (feature, _) in seen.items())
-        galleries, pixels = task.galleries, task._pixels
         for split in ("val", "test"):
-            assert torch.equal(galleries[split].images, normalise(pixels[split].images).flatten(1))
+            assert torch.equal(task.galleries[split].images, normalise(pixels[split].images).flatten(1))
     finally:
         task.look_through(None, "cpu")
+    assert task.seen(plain) is plain and torch.equal(task.galleries["val"].images, pixels["val"].images)
 
 
 @pytest.mark.parametrize("augmentation", ["published", "strong"])
