@@ -19,6 +19,7 @@ DATASETS = {
     "flickr8k": ("flickr8k", "Flickr8k", "Flickr8k_ann"),
     "toy": ("toy", "Toy", "Toy"),
 }
+SPLITS = ("train", "val", "test")
 
 
 def read_annotations(path, keys):
@@ -38,28 +39,69 @@ def read_annotations(path, keys):
                 f"{path}, entry {number}: {missing[0]!r} is missing; every entry needs {', '.join(keys)}."
             )
         if "image" in keys:
-            _require_inside(entry["image"], path, number)
+            require_inside(entry["image"], f"{path}, entry {number}")
     return entries
 
 
-def _require_inside(name, path, number):
+def require_inside(name, where):
+    """UserError, which begins with `where`, unless `name` is a path under the folder of images."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not parts or parts[0] == "/" or ".." in parts:
-        raise UserError(
-            f"{path}, entry {number}: an image is a path under the folder of images, not {name!r}."
-        )
+        raise UserError(f"{where}: an image is a path under the folder of images, not {name!r}.")
 
 
-def _text(value, path, number):
+def caption_text(value, where):
+    """The caption `value` if it is text; UserError, which begins with `where`, if not."""
     if not isinstance(value, str):
-        raise UserError(f"{path}, entry {number}: a caption must be a string, not {value!r}.")
+        raise UserError(f"{where}: a caption must be a string, not {value!r}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # half of a pair of surrogates, which JSON can name
-        raise UserError(
-            f"{path}, entry {number}: the caption {value!r} is not text: {error.reason}."
-        ) from None
+        raise UserError(f"{where}: the caption {value!r} is not text: {error.reason}.") from None
     return value
+
+
+def read_pairs(path, image_root):
+    """The (image file, caption) pairs of a train annotation file, in its order."""
+    entries = read_annotations(path, ("image", "caption", "image_id"))
+    return [
+        (Path(image_root) / entry["image"], caption_text(entry["caption"], f"{path}, entry {number}"))
+        for number, entry in enumerate(entries)
+    ]
+
+
+def read_gallery(path, image_root):
+    """The (image file, captions) of a val or test annotation file, in its order."""
+    images = []
+    for number, entry in enumerate(read_annotations(path, ("image", "caption"))):
+        where = f"{path}, entry {number}"
+        captions = entry["caption"] if isinstance(entry["caption"], list) else [entry["caption"]]
+        if not captions:
+            raise UserError(f"{where}: image {entry['image']!r} has no caption, so it cannot be retrieved.")
+        images.append((Path(image_root) / entry["image"], [caption_text(c, where) for c in captions]))
+    return images
+
+
+def read_splits(files, image_root):
+    """Of the train, val and test annotation `files`: pairs, and two galleries."""
+    train, *held_out = files
+    return read_pairs(train, image_root), *(read_gallery(file, image_root) for file in held_out)
+
+
+def own_annotations(image_root, ann_root):
+    """The same of the one `train.json` or `*_train.json` in `ann_root`, and so on for val and test."""
+    return read_splits([_own_file(Path(ann_root), split) for split in SPLITS], image_root)
+
+
+def _own_file(folder, split):
+    found = sorted({*folder.glob(f"{split}.json"), *folder.glob(f"*_{split}.json")})
+    if len(found) != 1:
+        held = ", ".join(file.name for file in found) or "none"
+        raise UserError(
+            f"{folder} must hold one annotation file {split}.json or NAME_{split}.json, and it holds {held}: "
+            "give their folder with --ann_root."
+        )
+    return found[0]
 
 
 def load_image(path):
@@ -87,19 +129,12 @@ class PairDataset(Dataset):
     pair. Item p is (uint8 [3, H, W], p): texts are looked up by p, as embeddings.
     """
 
-    def __init__(self, annotation_file, image_root, transform, max_words=30):
-        annotation_file, image_root = Path(annotation_file), Path(image_root)
-        entries = read_annotations(annotation_file, ("image", "caption", "image_id"))
+    def __init__(self, pairs, transform, max_words=30):
+        """pairs: [P] of (image file, caption)."""
         position = {}
-        image_index = []
-        for entry in entries:
-            image_index.append(position.setdefault(entry["image"], len(position)))
-        self.image_paths = [image_root / name for name in position]
-        self.image_index = torch.tensor(image_index)
-        self.captions = [
-            clean_caption(_text(entry["caption"], annotation_file, n), max_words)
-            for n, entry in enumerate(entries)
-        ]
+        index = [position.setdefault(image, len(position)) for image, _ in pairs]
+        self.image_paths, self.image_index = list(position), torch.tensor(index)
+        self.captions = [clean_caption(caption, max_words) for _, caption in pairs]
         self.transform = transform
 
     def __len__(self):
@@ -124,22 +159,12 @@ class GalleryDataset(Dataset):
     of captions per image.
     """
 
-    def __init__(self, annotation_file, image_root, transform, max_words=30):
-        annotation_file, image_root = Path(annotation_file), Path(image_root)
-        self.image_paths, self.captions, txt2img = [], [], []
-        for number, entry in enumerate(read_annotations(annotation_file, ("image", "caption"))):
-            captions = entry["caption"] if isinstance(entry["caption"], list) else [entry["caption"]]
-            if not captions:
-                raise UserError(
-                    f"{annotation_file}, entry {number}: image {entry['image']!r} has no caption, so it "
-                    "cannot be retrieved."
-                )
-            self.image_paths.append(image_root / entry["image"])
-            self.captions += [
-                clean_caption(_text(caption, annotation_file, number), max_words) for caption in captions
-            ]
-            txt2img += [number] * len(captions)
-        self.txt2img = torch.tensor(txt2img)
+    def __init__(self, images, transform, max_words=30):
+        """images: [I] of (image file, captions)."""
+        self.image_paths = [image for image, _ in images]
+        self.captions = [clean_caption(text, max_words) for _, captions in images for text in captions]
+        counts = torch.tensor([len(captions) for _, captions in images])
+        self.txt2img = torch.arange(len(images)).repeat_interleave(counts)
         self.transform = transform
 
     def __len__(self):

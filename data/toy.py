@@ -11,12 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.karpathy import SPLITS
 from data.toy_scenes import draw_scene, make_example
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_json
 from distill_utils.runs.writing import partial_path, remove_orphans, write_json
 
-SPLITS = ("train", "val", "test")
 SIZES = (3000, 300, 500)
 _FOLDER = "distill_utils/data/Toy"
 _VERSION = 1  # of scenes, drawings and captions together: raise it when the same seed gives something else

@@ -23,6 +23,7 @@ _MUST_AGREE = {
     "freeze_bn": "--freeze_bn",
     "text_fingerprint": "the weights of --text_encoder",
     "train_subset": "--train_subset",
+    "train_data": "a hash of the train photos and captions",
     "augmentation": "--augmentation and --no_aug",
 }
 

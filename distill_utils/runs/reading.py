@@ -43,6 +43,27 @@ def read_json(path, default=None):
     return value
 
 
+def read_json_lines(path):
+    """[(line number from 1, value)] of a file of JSON lines, without its empty lines; UserError names the
+    first line that is none.
+    """
+    try:
+        lines = _read_text(path, _LARGEST_JSON).split(
+            "\n"
+        )  # a string may hold what else splitlines splits at
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    values = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values += [(number, json.loads(line))] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number} is no JSON: {first_line(error)}.") from None
+    return values
+
+
 class _Loader(yaml.SafeLoader):
     """Without aliases, of which a few hundred characters can name gigabytes."""
 

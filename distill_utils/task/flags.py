@@ -2,6 +2,7 @@
 
 import argparse
 
+from data import OWN
 from data.karpathy import DATASETS
 from data.toy import SIZES, parse_sizes
 from data.transforms import AUGMENTATIONS
@@ -31,7 +32,8 @@ def _sizes(text):
 
 def data_flags(parser):
     add = parser.group("data")
-    add("--dataset", sorted(DATASETS), "flickr", "which annotation files to read")
+    own = "a known data set, or the layout of your own photos' captions: imagefolder or karpathy"
+    add("--dataset", sorted([*DATASETS, *OWN]), "flickr", own)
     where = "(default: the data set's place under distill_utils/data)"
     add(
         "--image_root",

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from data import build_datasets
+from data import OWN, build_datasets
 from data.transforms import normalise, test_transform
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.reading import read_indices
@@ -32,6 +32,14 @@ class Gallery:
     texts: torch.Tensor
     captions: list
     txt2img: torch.Tensor
+
+
+def _fingerprint(train):
+    """A hash of the names of a data set's images and of its captions, wherever its folder is."""
+    digest = hashlib.sha256()
+    for image, caption in zip(train.image_index.tolist(), train.captions):
+        digest.update(f"{train.image_paths[image].name}\0{caption}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 class RetrievalTask:
@@ -76,6 +84,7 @@ class RetrievalTask:
         )
         for split in (self.train, *held_out):
             require_files(split.image_paths)
+        self._own_data = _fingerprint(self.train) if dataset in OWN else None
         name = (
             str(ensure_toy_bert(self.train.captions, checkpoint_dir)) if text_encoder == TOY else text_encoder
         )
@@ -123,8 +132,11 @@ class RetrievalTask:
         return position[numbers]
 
     def describe(self):
-        """The facts of the task that weights and synthetic sets depend on."""
-        return {
+        """The facts of the task that weights and synthetic sets depend on; one's own photos are all of one
+        `dataset`, and told apart by `train_data`.
+        """
+        own = {"train_data": self._own_data} if self._own_data else {}
+        return own | {
             "dataset": self.dataset,
             "image_size": self.image_size,
             "text_encoder": self.text_encoder,

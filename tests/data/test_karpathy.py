@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from data import build_datasets
 from data.captions import clean_caption
-from data.karpathy import GalleryDataset, PairDataset, read_annotations
+from data.karpathy import GalleryDataset, PairDataset, read_annotations, read_gallery, read_pairs
 from data.transforms import CLIP_MEAN, CLIP_STD, denormalise, normalise, test_transform, train_transform
 from distill_utils.runs.errors import UserError
 
@@ -128,7 +128,7 @@ def test_build_datasets_reads_pairs_and_galleries(tmp_path):
 def test_a_bad_annotation_file_is_one_sentence(tmp_path, content, words):
     (tmp_path / "bad.json").write_text(content)
     with pytest.raises(UserError, match=words) as error:
-        GalleryDataset(tmp_path / "bad.json", tmp_path, test_transform(8))
+        read_gallery(tmp_path / "bad.json", tmp_path)
     assert "bad.json" in str(error.value)
 
 
@@ -136,7 +136,7 @@ def test_missing_and_broken_images_are_one_sentence(tmp_path):
     write_flickr8k(tmp_path)
     (tmp_path / "a.png").write_bytes(b"no picture")
     (tmp_path / "b.png").unlink()
-    train = PairDataset(tmp_path / "flickr8k_train.json", tmp_path, test_transform(8))
+    train = PairDataset(read_pairs(tmp_path / "flickr8k_train.json", tmp_path), test_transform(8))
     with pytest.raises(UserError, match="a.png cannot be read as an image"):
         train[0]
     with pytest.raises(UserError, match="b.png does not exist"):
@@ -149,7 +149,7 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
         Image, "MAX_IMAGE_PIXELS", 100
     )  # the picture has 1,500: beyond twice the limit, Pillow's error
     with pytest.raises(UserError, match="a.png cannot be read as an image"):
-        PairDataset(tmp_path / "flickr8k_train.json", tmp_path, test_transform(8))[0]
+        PairDataset(read_pairs(tmp_path / "flickr8k_train.json", tmp_path), test_transform(8))[0]
 
 
 def test_unknown_data_set():
@@ -167,7 +167,7 @@ def test_unknown_data_set():
     ],
 )
 def test_the_real_annotation_files_parse(shared, file, images, captions):
-    gallery = GalleryDataset(shared / "annotations" / file, "images", test_transform(8))
+    gallery = GalleryDataset(read_gallery(shared / "annotations" / file, "images"), test_transform(8))
     assert (len(gallery), len(gallery.captions)) == (images, captions)
     assert torch.equal(gallery.txt2img.unique(), torch.arange(images))
     assert all(gallery.captions) and max(len(caption.split()) for caption in gallery.captions) <= 30

@@ -143,12 +143,12 @@ def test_a_run_goes_on_over_lines_that_are_none(here):
 def test_a_caption_that_is_not_text_and_results_of_another_kind_are_sentences(here, tmp_path):
     annotations = json.loads((here / "data/toy_train.json").read_text())
     annotations[3]["caption"] = "\ud800"
-    from data.karpathy import PairDataset
+    from data.karpathy import read_pairs
     from distill_utils.synthetic.checkpoint import find_checkpoint
 
     write_json(tmp_path / "train.json", annotations)
     with pytest.raises(UserError, match="train.json, entry 3: the caption .* is not text"):
-        PairDataset(tmp_path / "train.json", here / "data", None)
+        read_pairs(tmp_path / "train.json", here / "data")
     directory = distill(here, "other_results", "--Iteration", "1")
     for text in ("[]", "7", "null"):
         (directory / "results.json").write_text(text)
