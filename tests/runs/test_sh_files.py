@@ -33,6 +33,8 @@ def test_every_sh_file_gives_flags_that_parse(file, tmp_path):
         if file.name in ("setup.sh", "test.sh")
         else ["cpu", "--ckpt_path", "x"]
         if file.name in ("evaluate.sh", "crossarch.sh")
+        else [str(tmp_path), "cpu"]
+        if file.name == "quickstart_photos.sh"
         else ["cpu"]
     )
     commands = list(sh_commands(file, tmp_path, *more))
@@ -45,7 +47,7 @@ def test_every_sh_file_gives_flags_that_parse(file, tmp_path):
             assert (
                 name in file.name
                 or name == "toy"
-                or file.name in ("evaluate.sh", "coreset.sh", "crossarch.sh")
+                or file.name in ("evaluate.sh", "coreset.sh", "crossarch.sh", "quickstart_photos.sh")
             )
 
 
@@ -147,6 +149,36 @@ def test_the_first_argument_of_an_sh_file_is_the_gpu(tmp_path):
         "torchrun gpu=0,3,5 --standalone --nproc_per_node 3 buffer.py --dataset"
     )
     assert called(CUDA_VISIBLE_DEVICES="7").startswith("python gpu=7 ")
+
+
+@pytest.mark.parametrize(
+    "arguments, images, captions, layout",
+    [
+        (["/my photos"], "/my photos", "/my photos", "imagefolder"),
+        (["mine", "cpu", "--seed", "7"], f"{ROOT}/mine", f"{ROOT}/mine", "imagefolder"),
+        (["mine", "1", "--seed", "7"], f"{ROOT}/mine", f"{ROOT}/mine", "imagefolder"),
+        (["mine", "said of them", "--seed", "7"], f"{ROOT}/mine", f"{ROOT}/said of them", "karpathy"),
+        (["mine", "/said", "cpu", "--seed", "7"], f"{ROOT}/mine", "/said", "karpathy"),
+    ],
+)
+def test_photos_are_where_the_caller_says(arguments, images, captions, layout, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, *commands, report = sh_commands(ROOT / "sh/quickstart_photos.sh", tmp_path, *arguments)
+    assert len(commands) == 3 and report == (
+        "distill_utils.report",
+        [f"logged_files/{layout}/quickstart_photos"],
+    )
+    for program, own in commands:
+        args = config.parse(PARSERS[program](), own)
+        assert (args.image_root, args.ann_root, args.dataset) == (images, captions, layout)
+        assert args.seed == (7 if "7" in arguments else 0) and not args.image_trainable
+
+
+def test_without_photos_it_says_so():
+    for arguments in ([], ["--seed", "1"]):
+        command = ["sh", ROOT / "sh/quickstart_photos.sh", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("error: give the folder of your photos: sh ")
 
 
 @pytest.mark.parametrize("words", ["", "tests/runs", "-k signal", "-m soak -s", "tests/runs -k signal"])
