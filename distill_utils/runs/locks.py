@@ -36,7 +36,7 @@ class Lock:
         self.file.close()
 
 
-def hold(path, patience=0.0):
+def hold(path, patience=0.0, other="--name"):
     """A Lock on the file `path`, for as long as the caller keeps it; the same for all of one process.
 
     UserError that names the process that has it, where it still does after `patience` seconds.
@@ -53,7 +53,7 @@ def hold(path, patience=0.0):
             owner = " ".join(file.read(400).decode(errors="replace").split()) or "another process"
             file.close()
             raise UserError(
-                f"{path.parent} is in use by {owner}: wait until that has ended, or give another --name."
+                f"{path.parent} is in use by {owner}: wait until that has ended, or give another {other}."
             )
         time.sleep(min(_POLL, patience))
     file.truncate(0)

@@ -4,6 +4,7 @@ Sizes are looked at before anything is made: no file takes more memory than some
 """
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,21 @@ from distill_utils.runs.errors import UserError, first_line
 _LARGEST_JSON = 1 << 28  # bytes
 _LARGEST_YAML = 1 << 24
 _KINDS = {dict: "keys and values", list: "a list"}
+
+
+@contextmanager
+def speaking(path, how=""):
+    """A block that reads `path`, near or far: what goes wrong in it is a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (
+        Exception
+    ) as error:  # a broken file surfaces as any of a dozen types, and every file system has its own
+        raise UserError(f"{path} cannot be read{how}: {first_line(error)}") from error
 
 
 def _read_text(path, largest):

@@ -5,12 +5,12 @@ file holds.
 import os
 import sys
 import zipfile
-from contextlib import contextmanager
 
 import torch
 
 from distill_utils.runs.errors import UserError, first_line
 from distill_utils.runs.outline import LARGEST_PICKLE, require_plain
+from distill_utils.runs.reading import speaking
 from distill_utils.runs.writing import atomic_path
 
 
@@ -46,7 +46,7 @@ def load_tensors(path, mmap=False, verify=True, legacy=False):
     and for one that asks for more memory than its own size. legacy: also in the format before torch 1.6,
     which has no checksums.
     """
-    with _speaking(path):
+    with speaking(path, " as tensors"):
         if legacy and not zipfile.is_zipfile(path):
             _look_at_legacy(path)
         else:
@@ -58,18 +58,8 @@ def require_plain_file(path):
     """UserError unless a file of weights, of either format, is one that `load_tensors` would take; for those
     that a library reads itself.
     """
-    with _speaking(path):
+    with speaking(path, " as tensors"):
         _look_at_archive(path, False) if zipfile.is_zipfile(path) else _look_at_legacy(path)
-
-
-@contextmanager
-def _speaking(path):
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except Exception as error:  # a broken file surfaces as any of a dozen types
-        raise UserError(f"{path} cannot be read as tensors: {first_line(error)}") from error
 
 
 def _look_at_archive(path, verify):

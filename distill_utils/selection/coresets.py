@@ -113,8 +113,9 @@ def by_vas(features, n, *, fraction=1.0, rounds=None, unique_images=True):
         )
     pool, embeddings = pool[:kept], embeddings[:kept]  # in the order of their CLIP scores
     if rounds:
-        left, _ = shrink(embeddings.float().numpy(), np.arange(kept), moment.numpy(), n, rounds)
-        return pool[torch.from_numpy(left)].tolist()
+        for state in shrink([embeddings.float().numpy()], np.arange(kept), moment.numpy(), n, rounds):
+            left = torch.from_numpy(state.alive)
+        return pool[left].tolist()
     return pool[vas_scores(embeddings, moment).argsort(descending=True, stable=True)[:n]].tolist()
 
 

@@ -2,7 +2,9 @@
 pool's own. All processes compute parts of files; the first one cuts and holds the uids.
 """
 
-from contextlib import ExitStack, contextmanager
+import json
+import time
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -10,36 +12,30 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from distill_utils.runs.errors import UserError
-from distill_utils.runs.locks import locked
+from distill_utils.runs.errors import require
+from distill_utils.runs.locks import hold
+from distill_utils.runs.signals import Interrupted
 from distill_utils.runs.world import ALONE
 from distill_utils.runs.writing import remove_orphans, write_json
-from distill_utils.selection.cuts import Cut, count
-from distill_utils.selection.parts import Keeper, digest, is_part, key, read_part, remove_parts, write_part
-from distill_utils.selection.rounds import Stacked, shrink
-from distill_utils.selection.score import SecondMoment, Tiles, described
-from distill_utils.selection.subset import contains, read_subset, write_subset
+from distill_utils.selection import cuts, parts, subset
+from distill_utils.selection.rounds import Rounds, shrink
+from distill_utils.selection.score import SecondMoment, Tiles
+
+_SHARE = 20  # saving the rounds of VAS-D takes at most one part in so many of the time
 
 
-class BadRows:
-    """Rows that cannot be scored or chosen: the first is refused, or they are counted and a few named."""
+def named(path, bad, drop):
+    """How many rows of a file are bad, [[row, what is wrong], ...], and the first five in words; UserError
+    for the first unless `drop`.
+    """
+    names = [f"{path}: row {row} has {fault}" for row, fault in bad[:5]]
+    require(drop or not bad, f"{''.join(names[:1])} (--bad_rows drop leaves such rows out).")
+    return len(bad), names
 
-    def __init__(self, drop=False):
-        self.drop, self.count, self.named = drop, 0, []
 
-    def add(self, path, rows, fault):
-        for row in rows:
-            name = f"{path}: row {int(row)} has {fault}"
-            if not self.drop:
-                _stop(f"{name} (--bad_rows drop leaves such rows out).")
-            self.count += 1
-            self.named += [name] if len(self.named) < 5 else []
-
-    def add_norms(self, path, found):
-        """found: [[row, norm], ...] of embeddings that are not unit vectors."""
-        for row, norm in found:
-            hint = ": --normalize makes it one" if 0 < float(norm) < np.inf else ""
-            self.add(path, [row], f"an embedding of the norm {norm}, not a unit vector{hint}")
+def bad_rows(files):
+    """The same of all files, as the JSON says it."""
+    return {"dropped": sum(n for n, _ in files), "first": [name for _, names in files for name in names][:5]}
 
 
 class Filter:
@@ -49,26 +45,25 @@ class Filter:
     score. drop: bad rows are left out as if they were not in the pool.
     """
 
-    def __init__(
-        self, pool, save_path, *, given=None, fraction=None, threshold=None, drop=False, tiles=None,
-        world=ALONE,
-    ):  # fmt: skip
+    def __init__(self, pool, save_path, *, given=None, fraction=None, threshold=None, drop=False, **how):
+        """how: `tiles` and `world`, where they are not those of one process on a CPU."""
         self.pool, self.given, self.fraction, self.threshold = pool, given, fraction, threshold
-        self.drop, self.tiles, self.world = drop, tiles or Tiles(), world
+        self.drop, self.tiles, self.world = drop, how.get("tiles", Tiles()), how.get("world", ALONE)
         self.save_path, self.folder = Path(save_path), Path(f"{save_path}.parts")
-        self._broken = {file.name: [] for file in pool.files}  # [[row, norm], ...] of bad embeddings
+        self._broken = {file.name: [] for file in pool.files}  # bad embeddings, [[row, what is wrong], ...]
 
     @contextmanager
     def alone(self, keep_parts=False):
         """The parts' folder for this command alone; when all went well the parts go away, or are kept."""
-        with ExitStack() as stack:
-            free = self.world.first and stack.enter_context(locked(self.folder / "lock", wait=False))
-            taken = f"{self.folder} is in use: another process writes this subset."
-            self._first(lambda: free or _stop(taken))
-            remove_orphans(self.folder)
-            yield
-            if self.world.first and not keep_parts:
-                remove_parts(self.folder)
+        lock = []
+        self._first(lambda: lock.append(hold(self.folder / "lock", other="--save_path")))
+        remove_orphans(self.folder)
+        yield
+        if self.world.first and not keep_parts:
+            for path in (*self.folder.glob("*.npz"), self.folder / "lock"):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # what earlier code left stays
+                self.folder.rmdir()
 
     def _first(self, function):
         """function() of the first process, on all of them; so are its mistakes."""
@@ -76,95 +71,81 @@ class Filter:
 
     # --- which rows ---
 
-    def _blocks(self, file):
-        """(Block, which of its rows are in the pool) a block."""
-        broken = np.array([row for row, _ in self._broken[file.name]], np.int64)
-        for block in self.pool.rows(file):
-            mine = block.good if self.given is None else block.good & contains(self.given, block.uids)
-            yield block, mine & ~np.isin(np.arange(block.begin, block.begin + len(mine)), broken)
+    def _rows(self, file):
+        """(uids, scores, which are in the pool, [[row, what is wrong], ...]) of all rows of a file."""
+        uids, scores, good = self.pool.rows(file)
+        fault = f"no hexadecimal {self.pool.uid} or no finite {self.pool.score}"
+        bad = [[row, fault] for row in np.flatnonzero(~good)]
+        mine = good if self.given is None else good & subset.contains(self.given, uids)
+        mine[[row for row, _ in self._broken[file.name]]] = False
+        return uids, scores, mine, bad
 
-    def _clip_scores(self):
-        for block, mine in chain.from_iterable(map(self._blocks, self.pool.files)):
-            yield block.scores[mine], block.uids[mine]
-
-    def _masks(self, file):
-        """(which rows of a file are in the pool, which survive the CLIP cut, the uids of those)."""
-        columns = [np.empty(0, bool)], [np.empty(0, bool)], [np.empty(0, "S16")]
-        for block, mine in self._blocks(file):
-            kept = mine & self.cut.keeps(block.scores, block.uids)
-            for column, values in zip(columns, (mine, kept, block.uids[kept])):
-                column.append(values)
-        return tuple(map(np.concatenate, columns))
+    def _survivors(self, file):
+        """(uids, which rows are in the pool, which survive the CLIP cut)."""
+        uids, scores, mine, _ = self._rows(file)
+        return uids, mine, mine & cuts.keeps(self.cut, scores, uids)
 
     def _clip_cut(self):
-        """[size of the pool, the Cut, the summary of what it keeps, bad rows]; reads no features."""
-        bad, fault = BadRows(self.drop), f"no hexadecimal {self.pool.uid} or no finite {self.pool.score}"
+        """[size of the pool, the cut, the summary of what it keeps, bad rows]; reads no features."""
+        bad = {}
 
-        def scores():
+        def stream():
             for file in self.pool.files:
-                for block, mine in self._blocks(file):
-                    bad.add(file.parquet, block.begin + np.flatnonzero(~block.good), fault)
-                    yield block.scores[mine]
-                bad.add_norms(file.npz, self._broken[file.name])
+                uids, scores, mine, without = self._rows(file)
+                bad[file.parquet] = named(file.parquet, without, self.drop)
+                bad[file.npz] = named(file.npz, self._broken[file.name], self.drop)
+                yield scores[mine], uids[mine]
 
-        counts = count(scores())
-        size, cut, kept = int(counts.numbers.sum()), Cut(), counts
-        if self.threshold is not None:
-            cut, kept = Cut(self.threshold), counts.at_least(self.threshold)
-        elif self.fraction is not None and size:
-            kept = counts.highest(_part_of(size, self.fraction, "--fraction"))
-            cut = counts.cut(kept, self._clip_scores)
-        if not len(kept.values):
-            asked = f"--given_uids_path, or of at least --threshold {self.threshold}"
-            _stop(f"Of {size:,} pairs of {self.pool.folder} none is in {asked}: nothing is left to score.")
-        return [size, cut, kept.summary(), {"dropped": bad.count, "first": bad.named}]
-
-    def _target(self, fraction):
-        target, left = _part_of(self.size, fraction, "--fraction_vas"), self.clip["kept"]
-        if target > left:
-            asked = f"--fraction_vas {fraction} of {self.size:,} pairs is {target:,}"
-            _stop(f"{asked}, but the CLIP cut leaves {left:,}: both fractions are of the pool.")
-        return target
+        counts = cuts.count(scores for scores, _ in stream())
+        size = int(counts[1].sum())
+        n = self.fraction and _part_of(size, self.fraction, "--fraction")
+        cut, kept = cuts.cut(counts, stream, n, self.threshold)
+        none = f"none is in --given_uids_path, or of at least --threshold {self.threshold}"
+        require(kept, f"Of {size:,} pairs of {self.pool.folder} {none}: nothing is left to score.")
+        return [size, cut, kept, bad_rows(bad.values())]
 
     # --- parts ---
 
-    def _each_file(self, work, fraction, what):
-        """Have work(file, path) write the part of each file unless it is there; once more where the parts
-        name bad embeddings, so that the CLIP cut knows of them.
+    def _each_file(self, make, fraction, what):
+        """Write the part of each file, make(file) -> (what it depends on, its arrays), unless it is there;
+        once more where the parts name bad embeddings, so that the CLIP cut knows of them. Then the number of
+        pairs that --fraction_vas asks for.
         """
+
+        def part(file):
+            path, (key, arrays) = self._path(file), make(file)
+            if not parts.is_part(path, key):
+                parts.write_part(path, key, arrays)
+            bad = json.loads(np.load(path)["bad"].item())
+            named(file.npz, bad, self.drop)
+            return bad
+
         while True:
-            self.size, cut, self.clip, self.bad = self._first(self._clip_cut)
-            self.cut = Cut(*cut)
-            if fraction:
-                self._target(fraction)
-            files = self.pool.files
-            with tqdm(total=len(files), desc=what, unit="file", disable=not self.world.first) as bar:
-                parts = [partial(self._part, file, work, bar) for file in files]
-                broken = dict(zip(self._broken, self.world.map(parts, self.tiles.device)))
+            self.size, self.cut, self.clip, self.bad = self._first(self._clip_cut)
+            target = fraction and _part_of(self.size, fraction, "--fraction_vas")
+            asked = f"--fraction_vas {fraction} of {self.size:,} pairs is {target or 0:,}"
+            left = f"the CLIP cut leaves {self.clip['kept']:,}: both fractions are of the pool"
+            require(not target or target <= self.clip["kept"], f"{asked}, but {left}.")
+            work = [partial(part, file) for file in self.pool.files]
+            bar = tqdm(work, desc=what, unit="file", disable=not self.world.first)
+            broken = dict(zip(self._broken, self.world.map(bar, self.tiles.device)))
             if broken == self._broken:
-                return
+                return target
             self._broken = broken
 
     def _path(self, file):
         return self.folder / f"{file.name}.npz"
 
-    def _part(self, file, work, bar):
-        work(file, self._path(file))
-        found = [[int(row), f"{norm:.4g}"] for row, norm in read_part(self._path(file), "bad").tolist()]
-        BadRows(self.drop).add_norms(file.npz, found)
-        bar.update(self.world.size)
-        return found
+    def _key(self, *values):
+        """What a part depends on, in one word: these, what is common to all, and the code."""
+        common = self.pool.features, self.tiles.normalise, self.tiles.described(), parts.CODE
+        return parts.digest(*values, *common)
 
-    def _vectors(self, file, bad):
-        """(slice of the file, rows as they are, unit vectors, which are good) a block; others go to `bad`."""
-        for begin, rows in self.pool.feature_blocks(file):
-            vectors, norms, good = self.tiles.units(rows)
-            bad += [[begin + row, norms[row]] for row in np.flatnonzero(~good)]
-            yield slice(begin, begin + len(rows)), rows, vectors, good
-
-    def _known(self, what, content, *values):
-        how = self.pool.features, self.tiles.normalise, described(self.tiles.device)
-        return key(what, content, *how, *values)
+    def _arrays(self, file, name, shape, dtype, value):
+        """A part's array `name`, value(slice, rows, unit vectors, good) a block; then the bad embeddings."""
+        bad, blocks = [], self.pool.feature_blocks(file)
+        yield name, (shape, dtype, (value(*block) for block in self.tiles.of_blocks(blocks, bad)))
+        yield "bad", np.array(json.dumps(bad).encode())
 
     # --- the two ways ---
 
@@ -172,81 +153,77 @@ class Filter:
         """(sortable uids of the pairs of highest VAS by S, float64 [D, D]; the summary of their scores), on
         the first process.
         """
-        current, of_moment = moment.astype(np.float32), digest(moment)
 
-        def score(file, path):
+        def scores(file):
             """The VAS of every row of a file, which serves any cut."""
-            known, bad = self._known("scores", file.content, of_moment), []
-            scores = np.empty(file.rows, np.float32)
-            if not is_part(path, known):
-                for part, _, vectors, good in self._vectors(file, bad):
-                    scores[part] = np.where(good, self.tiles.scores(vectors, current), np.nan)
-                write_part(path, known, [("scores", scores), ("bad", _pairs(bad))])
+
+            def value(_, __, vectors, good):
+                return np.where(good, self.tiles.scores(vectors, moment.astype(np.float32)), np.nan)
+
+            key = self._key("scores", file.content, moment)
+            return key, self._arrays(file, "scores", (file.rows,), np.float32, value)
 
         def stream():
             for file in self.pool.files:
-                _, kept, uids = self._masks(file)
-                yield np.array(read_part(self._path(file), "scores"))[kept], uids
+                uids, _, kept = self._survivors(file)
+                yield np.load(self._path(file))["scores"][kept], uids[kept]
 
-        self._each_file(score, fraction, "VAS")
+        target = self._each_file(scores, fraction, "VAS")
         if not self.world.first:
             return None, None
-        counts = count(scores for scores, _ in stream())
-        kept = counts.highest(self._target(fraction)) if fraction else counts.at_least(threshold)
-        if not len(kept.values):
-            _stop(f"No pair has a VAS of at least --threshold_vas {threshold}.")
-        cut = counts.cut(kept, stream)
-        return np.concatenate([uids[cut.keeps(scores, uids)] for scores, uids in stream()]), kept.summary()
+        cut, kept = cuts.cut(cuts.count(scores for scores, _ in stream()), stream, target, threshold)
+        require(kept, f"No pair has a VAS of at least --threshold_vas {threshold}.")
+        return np.concatenate([uids[cuts.keeps(cut, scores, uids)] for scores, uids in stream()]), kept
 
     def by_rounds(self, fraction, rounds, bound=True):
         """VAS-D: (sortable uids that are left; {"kept", "rounds", "scored"}), on the first process."""
-        width, total = self.pool.width, len(self.pool)
+        width, total, saved = self.pool.width, len(self.pool), self.folder / "rounds.state.npz"
 
-        def gather(file, path):
+        def gather(file):
             """A file's survivors, and the sums of f f^T over its rows in the pool."""
-            mine, kept, _ = self._masks(file)
-            sums, bad = SecondMoment(width, total), []
+            _, mine, kept = self._survivors(file)
+            moment = SecondMoment(width, total)
 
-            def survivors():
-                for part, rows, vectors, good in self._vectors(file, bad):
-                    sums.add(self.tiles, vectors[mine[part] & good])
-                    yield rows[kept[part]]
+            def value(part, rows, vectors, good):
+                moment.add(self.tiles, vectors[mine[part] & good])
+                return rows[kept[part]]
 
-            def arrays():
-                yield "features", ((int(kept.sum()), width), self.pool.dtype, survivors())
-                yield from (("sums", sums.sums), ("bad", _pairs(bad)))
+            arrays = self._arrays(file, "features", (int(kept.sum()), width), file.dtype, value)
+            key = self._key("survivors", file.content, mine, kept, total)
+            return key, chain(arrays, [("sums", moment.sums)])  # which is whole by then
 
-            known = self._known("survivors", file.content, mine, kept, total)
-            if not is_part(path, known):
-                write_part(path, known, arrays())
-
-        self._each_file(gather, fraction, "gathering survivors")
+        target = self._each_file(gather, fraction, "gathering survivors")
         if not self.world.first:
             return None, None
-        paths = [self._path(file) for file in self.pool.files]
-        first, target = SecondMoment(width, total), self._target(fraction)
-        first.sums, first.rows = sum(np.array(read_part(path, "sums")) for path in paths), self.size
-        features = Stacked([read_part(path, "features") for path in paths], width)
-        order = np.concatenate([self._masks(file)[2] for file in self.pool.files])
-        known = self._known("rounds", None, first.sums, order, target, rounds, bound)
+        paths = list(map(self._path, self.pool.files))
+        first = SecondMoment(width, total, sum(np.load(path)["sums"] for path in paths), self.size)
+        order = np.concatenate([uids[kept] for uids, _, kept in map(self._survivors, self.pool.files)])
+        key, state = self._key("rounds", first.sums, order, target, rounds, bound), None
+        if parts.is_part(saved, key):
+            state = Rounds(**np.load(saved))
+            print(f"goes on after round {state.number}")
+        due, how = 0.0, {"tiles": self.tiles, "bound": bound, "state": state}
+        features = [parts.mapped(path, "features") for path in paths]
         with tqdm(total=rounds, desc="VAS-D", unit="round") as bar:
-
-            def told(number, again, left):
-                bar.update(number - bar.n)
-                bar.set_postfix_str(f"{left:,} left, {again:,} scored")
-
-            left, scored = shrink(
-                features, order, first.value(), target, rounds, tiles=self.tiles, bound=bound, told=told,
-                keeper=Keeper(self.folder / "rounds.state.npz", known),
-            )  # fmt: skip
-        return order[left], {"kept": target, "rounds": rounds, "scored": scored}
+            try:
+                for state in shrink(features, order, first.value(), target, rounds, **how):
+                    bar.update(state.number - bar.n)
+                    bar.set_postfix_str(f"{len(state.alive):,} left, {state.scored:,} scores")
+                    if (began := time.monotonic()) >= due:
+                        parts.write_part(saved, key, state._asdict().items())
+                        due = began + (_SHARE + 1) * (time.monotonic() - began)
+            except Interrupted:
+                if state:
+                    parts.write_part(saved, key, state._asdict().items())
+                raise
+        return order[state.alive], {"kept": target, "rounds": rounds, "scored": int(state.scored)}
 
     def write(self, chosen, summary, facts):
         """The subset, and beside it a JSON of how it came about. Returns what the JSON says."""
-        if len(chosen) != summary["kept"]:
-            found = f"{len(chosen):,} uids were chosen where {summary['kept']:,} were asked for"
-            _stop(f"{found}, and nothing is written: delete {self.folder} and report this.")
-        repeated = write_subset(self.save_path, chosen)
+        found = f"{len(chosen):,} uids were chosen where {summary['kept']:,} were asked for"
+        report = f"{found}, and nothing is written: delete {self.folder} and report this."
+        require(len(chosen) == summary["kept"], report)
+        repeated = subset.write_subset(self.save_path, chosen)
         facts = {
             "pool": self.size,
             "files": len(self.pool.files),
@@ -255,19 +232,13 @@ class Filter:
             "uids": len(chosen) - repeated,
             "repeated_uids": repeated,
             "bad_rows": self.bad,
-            "sha256": digest(np.array(read_subset(self.save_path))),
+            "sha256": parts.digest(np.array(subset.read_subset(self.save_path))),
         } | facts
         write_json(self.save_path.with_suffix(".json"), facts)
         return facts
 
 
-def _stop(sentence):
-    raise UserError(sentence)
-
-
-def _pairs(bad):
-    return np.array(bad, np.float64).reshape(-1, 2)
-
-
 def _part_of(size, fraction, flag):
-    return int(size * fraction) or _stop(f"{flag} {fraction} of {size:,} pairs is none.")
+    part = int(size * fraction)
+    require(part, f"{flag} {fraction} of {size:,} pairs is none.")
+    return part

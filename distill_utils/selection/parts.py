@@ -4,7 +4,7 @@ believed only if its checksums are right and it is what this very command would 
 
 import hashlib
 import json
-import time
+import struct
 import zipfile
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from distill_utils.runs.writing import atomic_path
 
-_CODE = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+CODE = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
 
 
 def digest(*values):
@@ -24,14 +24,9 @@ def digest(*values):
     return whole.hexdigest()
 
 
-def key(*values):
-    """What a part depends on, in one word: `values`, and the code that computes it."""
-    return digest(*values, _CODE)
-
-
 def write_part(path, key, arrays):
     """An .npz, uncompressed. arrays: yields (name, array), or (name, (shape, dtype, blocks [b, ...])), so
-    that what comes late may depend on what was written.
+    that what comes late may depend on what was written. key: what the part depends on, in one word.
     """
     with atomic_path(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         archive.comment = key.encode()
@@ -48,8 +43,8 @@ def is_part(path, key):
     """Whether it is there, whole, and made from what `key` says; a word where it is there and is not that."""
     try:
         with zipfile.ZipFile(path) as archive:
-            fault = "is of other inputs, settings or code" if archive.comment != key.encode() else None
-            fault = "is damaged" if not fault and archive.testzip() else fault
+            other = archive.comment != key.encode()
+            fault = "is of other inputs, settings or code" if other else archive.testzip() and "is damaged"
     except FileNotFoundError:
         return False
     except Exception:  # a damaged archive surfaces as any of a dozen types
@@ -59,45 +54,12 @@ def is_part(path, key):
     return not fault
 
 
-def read_part(path, name):
+def mapped(path, name):
     """An array of a part that is known to be whole, memory-mapped."""
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         begin = archive.getinfo(f"{name}.npy").header_offset
-        file.seek(begin + 26)  # of the local header: two lengths, after which it has 30 bytes and those
-        file.seek(begin + 30 + int(np.frombuffer(file.read(4), "<u2").sum(dtype=int)))
+        file.seek(begin + 26)  # two lengths: of what lies between 30 bytes of a header and the content
+        file.seek(begin + 30 + sum(struct.unpack("<2H", file.read(4))))
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return np.memmap(path, dtype, "r", file.tell(), shape) if np.prod(shape) else np.empty(shape, dtype)
-
-
-def remove_parts(folder):
-    """What write_part left there; what earlier code left stays."""
-    for path in (*folder.glob("*.npz"), folder / "lock"):
-        path.unlink(missing_ok=True)
-    if folder.exists() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-class Keeper:
-    """Saves the rounds of VAS-D in a part, whenever twenty times what saving takes has passed."""
-
-    def __init__(self, path, key):
-        self.path, self.key, self._next = path, key, 0.0
-
-    def due(self):
-        return time.monotonic() >= self._next
-
-    def save(self, state):
-        began = time.monotonic()
-        write_part(self.path, self.key, ((name, np.asarray(value)) for name, value in vars(state).items()))
-        self._next = time.monotonic() + 20 * (time.monotonic() - began)
-
-    def load(self, state):
-        """Whether `state` is now one that was saved."""
-        if not is_part(self.path, self.key):
-            return False
-        for name, value in vars(state).items():
-            saved = np.array(read_part(self.path, name))
-            setattr(state, name, int(saved) if isinstance(value, int) else saved)
-        print(f"goes on after round {state.number}")
-        return True
+        return np.memmap(path, dtype, "r", file.tell(), shape) if shape[0] else np.empty(shape, dtype)

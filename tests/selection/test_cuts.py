@@ -21,14 +21,17 @@ def test_counts_are_those_of_a_sort(kind, monkeypatch):
     }[kind]
     descending = np.sort(values)[::-1]
     counts = cuts.count(iter(np.array_split(values, 9)))
-    assert counts.numbers.sum() == len(values) and np.array_equal(counts.values, np.unique(values))
+    assert counts[1].sum() == len(values) and np.array_equal(counts[0], np.unique(values))
+    stream = lambda: iter([(values, sortable(random_uids(len(values))))])  # noqa: E731
     for n in {1, 2, len(values) // 2, len(values)}:
-        summary = counts.highest(n).summary()
+        _, summary = cuts.cut(counts, stream, n)
         assert summary["kept"] == n and summary["threshold"] == descending[n - 1]
         assert summary["max"] == descending[0]
         assert np.isclose(summary["mean"], descending[:n].mean(dtype=np.float64), rtol=1e-6)
-        above = counts.at_least(descending[n - 1]).numbers.sum()
-        assert above == (values >= descending[n - 1]).sum()
+        cut, above = cuts.cut(counts, stream, threshold=descending[n - 1])
+        assert above["kept"] == (values >= descending[n - 1]).sum()
+        assert np.array_equal(cuts.keeps(cut, *next(stream())), values >= descending[n - 1])
+    assert cuts.cut(counts, stream, threshold=np.inf) == (None, None)
 
 
 def test_many_blocks_are_put_together_on_the_way():
@@ -36,8 +39,8 @@ def test_many_blocks_are_put_together_on_the_way():
     blocks = [numbers.random(300_000, np.float32) for _ in range(9)]
     counts = cuts.count(iter(blocks))
     values, found = np.unique(np.concatenate(blocks), return_counts=True)
-    assert np.array_equal(counts.values, values) and np.array_equal(counts.numbers, found)
-    assert counts.values.dtype == np.float32  # four bytes a row
+    assert np.array_equal(counts[0], values) and np.array_equal(counts[1], found)
+    assert counts[0].dtype == np.float32  # four bytes a row
 
 
 def test_a_cut_keeps_exactly_n_and_of_equals_those_with_the_lowest_uid():
@@ -48,6 +51,6 @@ def test_a_cut_keeps_exactly_n_and_of_equals_those_with_the_lowest_uid():
     blocks = list(zip(np.array_split(scores, 4), np.array_split(uids, 4)))
     counts = cuts.count(scores for scores, _ in blocks)
     for n in (1, 150, 200, 399, 600):
-        kept = counts.cut(counts.highest(n), lambda: iter(blocks)).keeps(scores, uids)
+        kept = cuts.keeps(cuts.cut(counts, lambda: iter(blocks), n)[0], scores, uids)
         expected = sorted(range(600), key=lambda i: (-scores[i], uids[i]))[:n]
         assert sorted(np.flatnonzero(kept)) == sorted(expected)

@@ -10,7 +10,7 @@ from distill_utils import coreset
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.locks import locked
 from distill_utils.runs.signals import Interrupted
-from distill_utils.selection import parts, pool, rounds, subset
+from distill_utils.selection import filtering, parts, pool, rounds, subset
 from distill_utils.selection.filtering import Filter
 
 FIRST = "a" * 32
@@ -87,7 +87,7 @@ def test_a_part_that_is_not_whole_is_computed_again_with_a_word(
     elif damage == "gone":
         path.unlink()
     else:
-        monkeypatch.setattr(parts, "_CODE", ["another"])
+        monkeypatch.setattr(parts, "CODE", ["another"])
         again = [FIRST, "b" * 32, "c" * 32]
     read.clear()
     run("vas", made.folder, tmp_path / "subset.npy", *flags(kind, prior))
@@ -131,7 +131,7 @@ def stop_at(monkeypatch, name, number, error):
 
 def test_interrupted_in_round_18_of_20_it_goes_on_at_18(made, prior, tmp_path, capsys, monkeypatch):
     run("vas", made.folder, tmp_path / "undisturbed.npy", *flags("rounds", prior, 20))
-    monkeypatch.setattr(parts.Keeper, "due", lambda keeper: False)
+    monkeypatch.setattr(filtering, "_SHARE", np.inf)  # saved once, before the first round
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_at(patch, "eigvalsh", 18, Interrupted(15))
         run("vas", made.folder, tmp_path / "subset.npy", *flags("rounds", prior, 20))
