@@ -2,10 +2,9 @@
 eigenvalue bound against scoring every row.
 """
 
-import os
+import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,14 @@ job = Filter(Pool(folder, "clip_l14_similarity_score", "l14_img"), out, fraction
 with job.alone():
     job.write(*job.by_rounds(float(fraction_vas), int(rounds), bound=False), {})
 """
+# Linux carries a process's peak over exec: that of a child is at least its parent's, so the parent is small.
+_LAUNCH = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([status, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
 
 
 def make_pool(folder, rows, seed):
@@ -67,6 +74,16 @@ def make_pool(folder, rows, seed):
     return {}
 
 
+def measured(command):
+    """Seconds, CPU seconds and peak memory of a command in the tree's root; RuntimeError if it fails."""
+    launch = [sys.executable, "-c", _LAUNCH, *command]
+    done = subprocess.run(launch, cwd=_ROOT, stdout=subprocess.PIPE, check=True)
+    status, *numbers = json.loads(done.stdout)
+    if status:
+        raise RuntimeError(f"the command ended with status {status}")
+    return dict(zip(("seconds", "cpu_seconds", "peak_mb"), numbers))
+
+
 def vas_cell(folder, name):
     """Seconds and peak memory of one way to filter the pool, as a command of its own with all it imports;
     what is left is in <folder>_<name>.npy.
@@ -82,13 +99,7 @@ def vas_cell(folder, name):
         "bounded": [*program, "--num_iters", str(_ROUNDS)],
         "every row": ["-c", _EVERY_ROW, str(folder), str(out), *fractions, str(_ROUNDS)],
     }[name]
-    began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=_ROOT, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(f"the command ended with status {os.waitstatus_to_exitcode(status)}")
-    found = {"seconds": time.perf_counter() - began, "cpu_seconds": used.ru_utime + used.ru_stime}
-    found["peak_mb"] = used.ru_maxrss / 1024
+    found = measured([sys.executable, *command])
     facts = read_json(out.with_suffix(".json"), {}).get("vas", {})
     return found | ({"scored": facts["scored"]} if "scored" in facts else {})
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from distill_utils.runs.errors import require
+from distill_utils.runs.errors import UserError, require
 from distill_utils.runs.locks import hold
 from distill_utils.runs.signals import Interrupted
 from distill_utils.runs.world import ALONE
@@ -29,7 +29,8 @@ def named(path, bad, drop):
     for the first unless `drop`.
     """
     names = [f"{path}: row {row} has {fault}" for row, fault in bad[:5]]
-    require(drop or not bad, f"{''.join(names[:1])} (--bad_rows drop leaves such rows out).")
+    if bad and not drop:
+        raise UserError(f"{names[0]} (--bad_rows drop leaves such rows out).")
     return len(bad), names
 
 
@@ -157,7 +158,7 @@ class Filter:
         def scores(file):
             """The VAS of every row of a file, which serves any cut."""
 
-            def value(_, __, vectors, good):
+            def value(part, rows, vectors, good):
                 return np.where(good, self.tiles.scores(vectors, moment.astype(np.float32)), np.nan)
 
             key = self._key("scores", file.content, moment)
@@ -224,18 +225,12 @@ class Filter:
         report = f"{found}, and nothing is written: delete {self.folder} and report this."
         require(len(chosen) == summary["kept"], report)
         repeated = subset.write_subset(self.save_path, chosen)
-        facts = {
-            "pool": self.size,
-            "files": len(self.pool.files),
-            "clip": self.clip if self.pool.score else None,
-            "vas": summary,
-            "uids": len(chosen) - repeated,
-            "repeated_uids": repeated,
-            "bad_rows": self.bad,
-            "sha256": parts.digest(np.array(subset.read_subset(self.save_path))),
-        } | facts
-        write_json(self.save_path.with_suffix(".json"), facts)
-        return facts
+        clip = self.clip if self.pool.score else None
+        found = {"pool": self.size, "files": len(self.pool.files), "clip": clip, "vas": summary}
+        found |= {"uids": len(chosen) - repeated, "repeated_uids": repeated, "bad_rows": self.bad}
+        found["sha256"] = parts.digest(np.array(subset.read_subset(self.save_path)))
+        write_json(self.save_path.with_suffix(".json"), found | facts)
+        return found | facts
 
 
 def _part_of(size, fraction, flag):

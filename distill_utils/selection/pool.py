@@ -32,7 +32,7 @@ class File(NamedTuple):
     rows: int
     width: int = 0
     dtype: np.dtype | None = None
-    content: tuple = ()
+    content: int = 0
 
 
 class Pool:
@@ -127,7 +127,7 @@ def _member(file, name):
             if not rows or math.prod(shape) * dtype.itemsize != held:
                 found = f"{name} is {dtype} {list(shape)} in {held:,} bytes"
                 raise ValueError(f"{found}, not rows of at most {_WIDEST:,} floating point numbers.")
-            yield stream, shape, dtype, (entry.CRC, *shape, dtype.str)
+            yield stream, shape, dtype, entry.CRC
 
 
 def _member_blocks(file, name, block):

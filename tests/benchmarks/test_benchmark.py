@@ -1,7 +1,9 @@
 """The benchmarks run whole at small sizes, and what they print can be read back."""
 
 import json
+import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +91,15 @@ def test_vas(in_process, capsys, monkeypatch):
         assert found["static"]["same_set"] and found["bounded"]["same_set"]
         assert all(cell["peak_mb"] > 0 for cell in found.values())
     assert printed["pools"]["3000"]["bounded"]["scored"] <= printed["pools"]["3000"]["every row"]["scored"]
+
+
+def test_the_peak_of_a_command_is_its_own_and_not_that_of_who_measures_it():
+    ballast = np.ones(500 << 20, np.uint8)
+    assert vas.measured([sys.executable, "-c", "pass"])["peak_mb"] < 100 < ballast.nbytes >> 20
+    of_200_mb = "large = b'1' * (200 << 20)"
+    assert 200 < vas.measured([sys.executable, "-c", of_200_mb])["peak_mb"] < 300
+    with pytest.raises(RuntimeError, match="ended with status 3"):
+        vas.measured([sys.executable, "-c", "raise SystemExit(3)"])
 
 
 def test_unknown_cells_are_named():
