@@ -4,7 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.image_encoders import build_image_encoder, enable_checkpointing, freeze_batch_norm
+from networks.image_encoders import (
+    build_image_encoder,
+    enable_checkpointing,
+    fold_batch_norm,
+    freeze_batch_norm,
+)
 
 
 class ProjectionHead(nn.Module):
@@ -100,7 +105,7 @@ def join(encoder, text_dim, *, trainable=True):
     # timm: head_hidden_size is the pooled width where it differs from that of the feature map.
     width = getattr(encoder, "head_hidden_size", encoder.num_features)
     if not trainable:
-        encoder = nn.Sequential(FrozenEncoder(encoder), ProjectionHead(width, width))
+        encoder = nn.Sequential(FrozenEncoder(fold_batch_norm(encoder)), ProjectionHead(width, width))
     return TwoTower(encoder, ProjectionHead(text_dim, width))
 
 

@@ -11,7 +11,7 @@ from distill_utils.synthetic.similarity import build_similarity
 from distill_utils.training.epochs import sgd, train_epoch
 from distill_utils.training.losses import LOSSES
 from networks import build_model
-from networks.image_encoders import build_image_encoder
+from networks.image_encoders import build_image_encoder, fold_batch_norm
 from networks.two_tower import ProjectionHead
 from networks.weights import Weights, flatten, snapshot, tower_parameters
 
@@ -129,7 +129,7 @@ def test_every_image_encoder_trains_matches_and_is_evaluated(name, tmp_path):
 
 
 def test_a_frozen_tower_keeps_its_running_statistics(tmp_path):
-    model = build_model("resnet18", 6, pretrained=False, checkpoint_dir=tmp_path, trainable=False).train()
+    model = build_model("resnetv2_50", 6, pretrained=False, checkpoint_dir=tmp_path, trainable=False).train()
     before = {name: value.clone() for name, value in model.named_buffers()}
     model(torch.randn(2, 3, 64, 64), torch.randn(2, 6))
     assert before and all(torch.equal(before[name], value) for name, value in model.named_buffers())
@@ -162,6 +162,44 @@ def test_frozen_batch_norms_are_constants_and_all_else_trains_and_matches(tmp_pa
     synthetic = SyntheticSet(images, texts, build_similarity("lowrank", 3, rank=1), 0.01, 0.01)
     Matcher(model.train(), LOSSES["WBCE"])(synthetic, start, target, [torch.tensor([0, 2])], seed=0)
     assert synthetic.images.grad.abs().sum() > 0
+
+
+def with_statistics(encoder):
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    return encoder
+
+
+@pytest.mark.parametrize("name, left", [("efficientnet_lite0", 0), ("resnet18", 0), ("resnetv2_50", 17)])
+def test_a_frozen_towers_norms_are_folded_into_its_convolutions(name, left, tmp_path):
+    torch.manual_seed(0)
+    encoder = with_statistics(build_image_encoder(name, False, tmp_path)).eval()
+    folded = fold_batch_norm(encoder)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(folded(images), encoder(images), rtol=1e-3, atol=1e-5)
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in e.modules()) for e in (encoder, folded)]
+    assert norms[0] > norms[1] == left
+
+
+class Misleading(torch.nn.Module):
+    """Its norm is named after the convolution and comes before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.conv(self.norm(images)).mean((2, 3))
+
+
+def test_what_would_not_be_the_same_function_is_not_folded():
+    torch.manual_seed(0)
+    encoder = with_statistics(Misleading())
+    assert fold_batch_norm(encoder) is encoder
 
 
 def test_untrained_image_towers_are_the_same_and_heads_are_not(tmp_path):
