@@ -9,11 +9,12 @@ from functools import partial
 
 from distill_utils.evaluation.baselines import RATES, at_best_rates, experts_row, random_baseline
 from distill_utils.evaluation.from_flags import ask_the_set
-from distill_utils.evaluation.protocols import METRICS
+from distill_utils.evaluation.protocols import METRICS, ROWS
 from distill_utils.evaluation.students import evaluate_synthetic_set
 from distill_utils.evaluation.tables import format_breakdown, format_table
 from distill_utils.experts.folder import experts_folder
 from distill_utils.runs import flags
+from distill_utils.runs.errors import UserError
 from distill_utils.runs.folder import Run
 from distill_utils.runs.seeds import derive_seed, generator
 from distill_utils.runs.signals import run_program
@@ -34,6 +35,8 @@ def make_parser():
     flags.set_flags(parser, LOSSES)
     add = parser.group("beside it")
     add("--baselines", bool, False, "also train random real pairs, as many, and quote the experts")
+    control = "run or file distilled with the same loss and S = I: the row `identity`, what S brings"
+    add("--identity", str, None, control, metavar="RUN_OR_FILE")
     add(
         "--breakdown",
         bool,
@@ -52,6 +55,7 @@ def main(argv=None):
     ask_the_set(args, given, synthetic, path)
     loss_type = args.loss_type or synthetic.meta.get("loss", "WBCE")
     run = Run(args, "evaluate", default_name=path.parent.name, directory=path.parent, divided=True)
+    control = _control(args, synthetic, loss_type, path) if args.identity else None
     full = experts_row(experts_folder(args)) if args.baselines else None
     if args.baselines and not full and run.world.first:
         print(f"{experts_folder(args)} holds no results of experts: the row of the full data is left out.")
@@ -82,6 +86,8 @@ def main(argv=None):
         run.update_results({name: rows[name]})  # at once: what is done stays whatever comes after
 
     keep("distilled", _evaluate_set(args, run, synthetic, evaluate, loss_type, rates))
+    if control:
+        keep("identity", _evaluate_set(args, run, control, evaluate, loss_type, rates))
     if args.baselines:
         for name, row in _random_rows(args, run, synthetic, task, evaluate, loss_type, rates):
             keep(name, row)
@@ -103,6 +109,25 @@ def _evaluate_set(args, run, synthetic, evaluate, loss_type, rates):
     if "coreset" not in synthetic.meta:
         return students()
     return at_best_rates(lambda lrs: students(lrs=lrs), rates, f"this coreset, {loss_type}")
+
+
+def _control(args, synthetic, loss_type, path):
+    """The set of --identity: as many pairs, the same task and loss, and S = I."""
+    file = find_checkpoint(args.identity)
+    control = SyntheticSet.load(file)
+    kind, loss = control.similarity.kind, control.meta.get("loss")
+    if kind != "identity" or loss != loss_type:
+        raise UserError(
+            f"--identity {file} has a similarity of kind {kind} and loss {loss}: the control of {path} has "
+            f"S = I and loss {loss_type}."
+        )
+    if len(control) != len(synthetic):
+        raise UserError(f"--identity {file} holds {len(control)} pairs, {path} has {len(synthetic)}.")
+    for key in ("dataset", "image_encoder", "text_encoder", "image_size", "protocol"):
+        own, other = synthetic.meta.get(key), control.meta.get(key)
+        if own != other:
+            raise UserError(f"--identity {file} was made with {key} {other!r}, {path} with {own!r}.")
+    return control
 
 
 def _random_rows(args, run, synthetic, task, evaluate, loss_type, rates):
@@ -134,8 +159,7 @@ def _tell(path, synthetic, rows, args):
         f"test recall in %, protocol {protocol(args.image_trainable)}, epoch chosen on val, "
         "as are the learning rates of real pairs"
     )
-    order = ("random", "random_same_loss", "distilled", "full")
-    print(format_table({name: rows[name] for name in order if name in rows}))
+    print(format_table({name: rows[name] for name in ROWS if name in rows}))
     if args.breakdown:
         print("\ndistilled, by kind of query (text to image, image to text)")
         print(format_breakdown(rows["distilled"]["breakdown"]))

@@ -4,6 +4,9 @@ import statistics
 
 METRICS = ("img_r1", "img_r5", "img_r10", "txt_r1", "txt_r5", "txt_r10", "r_mean")
 PROTOCOLS = ("val", "last", "best")
+# The rows of results.json as they are shown: random real pairs by InfoNCE and by the set's loss, a control
+# distilled with S = I, the set, the full data.
+ROWS = ("random", "random_same_loss", "identity", "distilled", "full")
 
 
 def choose_epochs(curve):

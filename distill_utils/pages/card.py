@@ -8,6 +8,7 @@ from distill_utils.pages.values import fact
 _LABELS = {
     "random": "random real pairs, InfoNCE",
     "random_same_loss": "random real pairs, the set's loss",
+    "identity": "distilled with S = I, the set's loss",
     "distilled": "this set",
     "while distilling": "this set, while distilling",
     "full": "full data",

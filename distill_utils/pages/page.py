@@ -23,6 +23,7 @@ COLUMNS = {
 _LABELS = {
     "random": "random pairs, InfoNCE",
     "random_same_loss": "random pairs, same loss",
+    "identity": "distilled with S = I",
     "full": "full data",
 }
 _MOST_PAIRS = 64

@@ -1,12 +1,9 @@
 """Rows of a run's results.json: checked, and those that are of the set that is shown."""
 
-from distill_utils.evaluation.protocols import METRICS, PROTOCOLS
+from distill_utils.evaluation.protocols import METRICS, PROTOCOLS, ROWS
 from distill_utils.pages.values import mapping, number, words
 from distill_utils.synthetic.checkpoint import belongs_to
 from distill_utils.training.protocol import protocol
-
-# Of results.json, in the order in which they are shown.
-ROWS = ("random", "random_same_loss", "distilled", "full")
 
 
 def _cell(value):

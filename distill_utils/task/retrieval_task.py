@@ -211,7 +211,12 @@ class RetrievalTask:
         )
 
     def train_images(self, batch_size, device):
-        """Every train image once, in order and without augmentation, normalised [B, 3, H, W] a batch."""
+        """Every train image once, in order and without augmentation, normalised [B, 3, H, W] a batch; or
+        what a frozen encoder has made of them, [B, W].
+        """
+        if self._train_features is not None:
+            yield from (part.to(device) for part in self._train_features.split(batch_size))
+            return
         dataset = self._plain(self._first_pairs())
         loader = in_order(dataset, batch_size, self.num_workers)
         for images, _ in tqdm(
