@@ -5,8 +5,8 @@ pool's own. All processes compute parts of files; the first one cuts and holds t
 import json
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,18 @@ from tqdm import tqdm
 from distill_utils.runs.errors import UserError, require
 from distill_utils.runs.locks import hold
 from distill_utils.runs.signals import Interrupted
-from distill_utils.runs.world import ALONE
+from distill_utils.runs.world import ALONE, World
 from distill_utils.runs.writing import remove_orphans, write_json
 from distill_utils.selection import cuts, parts, subset
+from distill_utils.selection.pool import Pool
 from distill_utils.selection.rounds import Rounds, shrink
-from distill_utils.selection.score import SecondMoment, Tiles
+from distill_utils.selection.score import CPU, SecondMoment, Tiles
 
 _SHARE = 20  # saving the rounds of VAS-D takes at most one part in so many of the time
 
 
 def named(path, bad, drop):
-    """How many rows of a file are bad, [[row, what is wrong], ...], and the first five in words; UserError
+    """How many rows of a file are bad, [[row, fault], ...], and the first five in words; UserError
     for the first unless `drop`.
     """
     names = [f"{path}: row {row} has {fault}" for row, fault in bad[:5]]
@@ -39,19 +40,22 @@ def bad_rows(files):
     return {"dropped": sum(n for n, _ in files), "first": [name for _, names in files for name in names][:5]}
 
 
+@dataclass
 class Filter:
-    """The work on one pool under one set of settings.
+    """The work on one pool under one set of settings."""
 
-    given: sortable uids that the pool is restricted to. fraction of the pool, or threshold: of the CLIP
-    score. drop: bad rows are left out as if they were not in the pool.
-    """
+    pool: Pool
+    save_path: str
+    given: np.ndarray | None = None  # sortable uids that the pool is restricted to
+    fraction: float | None = None  # of the pool, by CLIP score
+    threshold: float | None = None  # of the CLIP score, instead
+    drop: bool = False  # bad rows are left out as if they were not in the pool
+    tiles: Tiles = CPU
+    world: World = ALONE
 
-    def __init__(self, pool, save_path, *, given=None, fraction=None, threshold=None, drop=False, **how):
-        """how: `tiles` and `world`, where they are not those of one process on a CPU."""
-        self.pool, self.given, self.fraction, self.threshold = pool, given, fraction, threshold
-        self.drop, self.tiles, self.world = drop, how.get("tiles", Tiles()), how.get("world", ALONE)
-        self.save_path, self.folder = Path(save_path), Path(f"{save_path}.parts")
-        self._broken = {file.name: [] for file in pool.files}  # bad embeddings, [[row, what is wrong], ...]
+    def __post_init__(self):
+        self.folder = Path(f"{self.save_path}.parts")
+        self._broken = {file.name: [] for file in self.pool.files}  # bad embeddings, [[row, fault], ...]
 
     @contextmanager
     def alone(self, keep_parts=False):
@@ -73,7 +77,7 @@ class Filter:
     # --- which rows ---
 
     def _rows(self, file):
-        """(uids, scores, which are in the pool, [[row, what is wrong], ...]) of all rows of a file."""
+        """(uids, scores, which are in the pool, [[row, fault], ...]) of all rows of a file."""
         uids, scores, good = self.pool.rows(file)
         fault = f"no hexadecimal {self.pool.uid} or no finite {self.pool.score}"
         bad = [[row, fault] for row in np.flatnonzero(~good)]
@@ -108,14 +112,14 @@ class Filter:
     # --- parts ---
 
     def _each_file(self, make, fraction, what):
-        """Write the part of each file, make(file) -> (what it depends on, its arrays), unless it is there;
+        """Write the part of each file unless it is there; make(file) yields its key and then its arrays. All
         once more where the parts name bad embeddings, so that the CLIP cut knows of them. Then the number of
         pairs that --fraction_vas asks for.
         """
 
         def part(file):
-            path, (key, arrays) = self._path(file), make(file)
-            if not parts.is_part(path, key):
+            path, arrays = self._path(file), make(file)
+            if not parts.is_part(path, key := next(arrays)):
                 parts.write_part(path, key, arrays)
             bad = json.loads(np.load(path)["bad"].item())
             named(file.npz, bad, self.drop)
@@ -142,12 +146,6 @@ class Filter:
         common = self.pool.features, self.tiles.normalise, self.tiles.described(), parts.CODE
         return parts.digest(*values, *common)
 
-    def _arrays(self, file, name, shape, dtype, value):
-        """A part's array `name`, value(slice, rows, unit vectors, good) a block; then the bad embeddings."""
-        bad, blocks = [], self.pool.feature_blocks(file)
-        yield name, (shape, dtype, (value(*block) for block in self.tiles.of_blocks(blocks, bad)))
-        yield "bad", np.array(json.dumps(bad).encode())
-
     # --- the two ways ---
 
     def by_prior(self, moment, *, fraction=None, threshold=None):
@@ -157,12 +155,12 @@ class Filter:
 
         def scores(file):
             """The VAS of every row of a file, which serves any cut."""
-
-            def value(part, rows, vectors, good):
-                return np.where(good, self.tiles.scores(vectors, moment.astype(np.float32)), np.nan)
-
-            key = self._key("scores", file.content, moment)
-            return key, self._arrays(file, "scores", (file.rows,), np.float32, value)
+            yield self._key("scores", file.content, moment)
+            bad, current = [], moment.astype(np.float32)
+            blocks = self.tiles.of_blocks(self.pool.feature_blocks(file), bad)
+            vas = (np.where(good, self.tiles.scores(rows, current), np.nan) for _, _, rows, good in blocks)
+            yield "scores", ((file.rows,), np.float32, vas)
+            yield "bad", np.bytes_(json.dumps(bad).encode())
 
         def stream():
             for file in self.pool.files:
@@ -183,15 +181,16 @@ class Filter:
         def gather(file):
             """A file's survivors, and the sums of f f^T over its rows in the pool."""
             _, mine, kept = self._survivors(file)
-            moment = SecondMoment(width, total)
+            yield self._key("survivors", file.content, mine, kept, total)
+            moment, bad = SecondMoment(width, total), []
 
-            def value(part, rows, vectors, good):
-                moment.add(self.tiles, vectors[mine[part] & good])
-                return rows[kept[part]]
+            def survivors():
+                for part, rows, vectors, good in self.tiles.of_blocks(self.pool.feature_blocks(file), bad):
+                    moment.add(self.tiles, vectors[mine[part] & good])
+                    yield rows[kept[part]]
 
-            arrays = self._arrays(file, "features", (int(kept.sum()), width), file.dtype, value)
-            key = self._key("survivors", file.content, mine, kept, total)
-            return key, chain(arrays, [("sums", moment.sums)])  # which is whole by then
+            yield "features", ((int(kept.sum()), width), file.dtype, survivors())
+            yield from (("sums", moment.sums), ("bad", np.bytes_(json.dumps(bad).encode())))
 
         target = self._each_file(gather, fraction, "gathering survivors")
         if not self.world.first:
@@ -229,7 +228,7 @@ class Filter:
         found = {"pool": self.size, "files": len(self.pool.files), "clip": clip, "vas": summary}
         found |= {"uids": len(chosen) - repeated, "repeated_uids": repeated, "bad_rows": self.bad}
         found["sha256"] = parts.digest(np.array(subset.read_subset(self.save_path)))
-        write_json(self.save_path.with_suffix(".json"), found | facts)
+        write_json(Path(self.save_path).with_suffix(".json"), found | facts)
         return found | facts
 
 

@@ -41,10 +41,9 @@ def _device(name):
 
 
 def _open_pool(args, score=False, features=True):
-    score = score and (args.score_column or f"clip_{args.arch}_similarity_score")
-    return Pool(
-        args.metadata_dir, score or None, features and _member(args) or None, args.uid_column, args.block
-    )
+    score = (args.score_column or f"clip_{args.arch}_similarity_score") if score else None
+    features = _member(args) if features else None
+    return Pool(args.metadata_dir, score, features, args.uid_column, args.block)
 
 
 def _member(args):
@@ -71,9 +70,7 @@ def _require_sense(args):
         require(not args.num_iters, "--num_iters belongs to VAS-D: leave it or --target_variance out.")
         require(part or least is not None, "Say how much to keep: --fraction_vas or --threshold_vas.")
     else:
-        vas_d = (
-            "VAS-D (without --target_variance) shrinks to a --fraction_vas of the pool in --num_iters rounds"
-        )
+        vas_d = "VAS-D (no --target_variance) shrinks to a --fraction_vas of the pool in --num_iters rounds"
         require(least is None, f"{vas_d}: it has no --threshold_vas.")
         require(part and args.num_iters, f"{vas_d}: give both.")
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill_utils.selection.score import TILE, SecondMoment, Tiles
+from distill_utils.selection.score import CPU, TILE, SecondMoment
 
 
 class Rounds(NamedTuple):
@@ -24,7 +24,7 @@ class Rounds(NamedTuple):
     most: np.ndarray
 
 
-def shrink(arrays, order, first, target, rounds, *, tiles=None, bound=True, state=None):
+def shrink(arrays, order, first, target, rounds, *, tiles=CPU, bound=True, state=None):
     """Yields the Rounds before the first round (or `state`, to go on from) and after each; those alive at the
     end are the `target` rows that are left of all in `arrays` [K, D].
 
@@ -35,7 +35,7 @@ def shrink(arrays, order, first, target, rounds, *, tiles=None, bound=True, stat
     S to S' by no less than the smallest and no more than the largest eigenvalue of S' - S. The result is the
     same without.
     """
-    tiles, size, width = tiles or Tiles(), len(order), len(first)
+    size, width = len(order), len(first)
     chunk = math.ceil((size - target) / rounds)
     if not state:
         moment = SecondMoment(width, size)
@@ -57,9 +57,12 @@ def shrink(arrays, order, first, target, rounds, *, tiles=None, bound=True, stat
             moment.add(tiles, vectors, -1)  # (2)
         change = moment.value().astype(np.float32).astype(np.float64) - current
         moved = np.linalg.eigvalsh(change)[[0, -1]] if bound else (-np.inf, np.inf)
-        bounds = np.stack([state.least, state.most])
-        bounds[:, again] = fresh
-        bounds = np.delete(bounds + np.reshape(moved, (2, 1)), again[worst], axis=1)
+        bounds = []
+        for old, move in zip((state.least, state.most), moved):
+            scores = old.copy()
+            scores[again] = fresh
+            scores += move
+            bounds.append(np.delete(scores, again[worst]))
         alive = np.delete(state.alive, again[worst])
         state = Rounds(state.number + 1, state.scored + len(again), moment.sums, alive, *bounds)
         yield state

@@ -60,14 +60,13 @@ class Tiles:
 
     def scores(self, vectors, moment):
         """(1) of float32 [n, D] with S float32: float32 [n]."""
-        moment, found = self._there(moment), []
+        moment, found, cpu = self._there(moment), [], self.device == "cpu"
         for begin in range(0, len(vectors), TILE):
             tile = vectors[begin : begin + TILE]
-            tile = self._there(np.pad(tile, ((0, TILE - len(tile)), (0, 0))))
-            cpu = self.device == "cpu"
-            found.append(
-                np.einsum("ij,ij->i", tile @ moment, tile) if cpu else vas_scores(tile, moment).cpu()
-            )
+            missing = TILE - len(tile)
+            tile = self._there(np.pad(tile, ((0, missing), (0, 0))) if missing else tile)
+            vas = np.einsum("ij,ij->i", tile @ moment, tile) if cpu else vas_scores(tile, moment).cpu()
+            found.append(vas)
         return np.concatenate([*found, np.empty(0, np.float32)])[: len(vectors)]
 
     def product(self, vectors):
@@ -82,6 +81,9 @@ class Tiles:
         import torch  # here, because on a CPU nothing needs it
 
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+CPU = Tiles()
 
 
 class SecondMoment:
