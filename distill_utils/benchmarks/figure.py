@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from distill_utils.benchmarks.matching import cell_name
 from distill_utils.runs.writing import atomic_path
 
-_COLOURS = {"reference": "#9aa0a6", "unroll": "#9aa0a6", "ours": "#1a73e8"}
+_COLOURS = {"reference": "#9aa0a6", "unroll": "#9aa0a6", "every-step": "#9aa0a6", "ours": "#1a73e8"}
 
 
 def draw_matching(result, path):

@@ -31,6 +31,8 @@ CELLS = {
     for cell in [
         ("reference", "truncated", "reverse"),
         ("unroll", "full", "reverse"),
+        # of a frozen tower alone: it is looked through in every inner step
+        ("every-step", "truncated", "finite"),
         *(("ours", gradient, second_order) for gradient in GRADIENTS for second_order in DERIVATIVES),
     ]
 }
@@ -57,8 +59,9 @@ def matching_cell(args, folder, scheme, gradient, second_order):
     """Seconds and peak memory of the gradients of an outer step; the gradients go into a file."""
     problem = Problem(args, folder)
     how = {"gradient": gradient, "second_order": second_order}
-    if scheme == "ours":
-        take = Matcher(problem.model, problem.loss_fn, **how, **problem.shared, **problem.speed)
+    if scheme in ("ours", "every-step"):
+        how_often = {"look_once": scheme == "ours"}
+        take = Matcher(problem.model, problem.loss_fn, **how, **how_often, **problem.shared, **problem.speed)
     elif scheme == "unroll":
         how_far = {"loss_fn": problem.loss_fn, "gradient": gradient}
         take = partial(oracles.unroll, problem.model, **how_far, **problem.shared)
@@ -169,6 +172,10 @@ def _wanted(args):
             "pairs there are."
         )
     wanted = [cell for name, cell in CELLS.items() if not args.cells or name in args.cells]
+    if args.image_trainable and any("every-step" in name for name in args.cells):
+        raise UserError("--cells: every-step is of a frozen image tower, --image_trainable false.")
+    if args.image_trainable:
+        wanted = [cell for cell in wanted if cell[0] != "every-step"]
     flags = {name: getattr(args, name) for name in ("precision", "compile", "grad_checkpointing")}
     for scheme, _, second_order in wanted if args.cells else ():
         if scheme == "ours":

@@ -89,8 +89,9 @@ class Matcher:
     instead of the sum of two.
     path_device: where the path of thetas rests (default: with the model). precision: fp32, tf32 or bf16 (see
     checks.require_combination).
-    compile: the image tower by torch.compile. world: the processes that divide the second pass among them, to
-    the same result as one of them alone (its inner steps are independent if truncated; if full each needs the
+    compile: the image tower by torch.compile. look_once: a frozen image tower is looked through once, not in
+    every inner step; the gradient is the same. world: the processes that divide the second pass, to the same
+    result as one of them alone (its inner steps are independent if truncated; if full each needs the
     next one's lambda, so that the first process does them all).
     Memory: one inner step and T + 4 weight vectors, T more for gradient="full" with second_order="finite".
     UserError for a model with running statistics, and for options that do not combine.
@@ -108,6 +109,7 @@ class Matcher:
         path_device=None,
         precision="fp32",
         compile=False,
+        look_once=True,
         world=ALONE,
     ):
         if gradient not in GRADIENTS or second_order not in DERIVATIVES:
@@ -125,7 +127,8 @@ class Matcher:
         self._derivative = DERIVATIVES[second_order](self._student, self.full, path_device)
         self._path, self._final = WeightPath(path_device), None
         self._world = world
-        self._frozen = FrozenTower(self._student.model.frozen_encoder, precision, world)
+        frozen = self._student.model.frozen_encoder if look_once else None
+        self._frozen = FrozenTower(frozen, precision, world)
         rounded = precision == "tf32" and second_order != "finite"
         self._products = nullcontext if rounded else exact_products
 

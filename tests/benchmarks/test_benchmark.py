@@ -55,6 +55,17 @@ def test_matching(in_process, capsys, tmp_path):
     assert printed["whole"]["ratio"] > 0 and 0 <= printed["whole"]["ours"]["outside_share"] < 1
 
 
+def test_matching_of_a_frozen_tower(in_process, capsys):
+    names = "every-step/truncated/finite,ours/truncated/finite"
+    flags = [*SMALL, *"--num_queries 6 --mini_batch_size 4 --expert_steps 1 --sim_rank 2".split()]
+    _, printed = run(capsys, "matching", *flags, "--cells", names, "--image_trainable", "false")
+    every, once = printed["cells"]
+    assert every["scheme"] == "every-step" and every["seconds"] > 0 and once["seconds"] > 0
+    assert every["cosine"] > 0.9999 < once["cosine"]
+    with pytest.raises(UserError, match="every-step is of a frozen image tower"):
+        benchmark.main(["matching", *flags, "--cells", names])
+
+
 def test_retrieval(in_process, capsys):
     _, printed = run(capsys, "retrieval", "--gallery", "60,250", "--repeats", "1", "--device", "cpu")
     assert printed["identical"] and printed["naive_seconds"] > 0
