@@ -1,5 +1,7 @@
 """Mutations of the protocol, on each of which some test must fail: mutants.py makes them."""
 
+from mutations_frozen import FROZEN
+
 # (file, the tests that must fail, {what is wrong: (text that stands in the file once, what becomes of it)}).
 MUTATIONS = [
     (
@@ -79,7 +81,7 @@ MUTATIONS = [
     (
         "distill_utils/evaluation/from_flags.py",
         "tests/evaluation/test_flags_of_evaluate.py",
-        {"set's temperature ignored": ('"image_size", "temperature")', '"image_size")')},
+        {"set's temperature ignored": ('    "temperature",\n', "")},
     ),
     (
         "distill_utils/evaluation/retrieval.py",
@@ -97,7 +99,7 @@ MUTATIONS = [
             "students without weight decay": (", weight_decay=5e-4", ""),
             "students without schedule": ("        schedule.step()\n", ""),
             "schedule at the end": ("[epochs // 2]", "[epochs]"),
-            "students see one order": ("(batch_size, generator=generator)", "(batch_size, shuffle=False)"),
+            "students see one order": ("(batch_size, generator=generator,", "(batch_size, shuffle=False,"),
             "temperature ignored in students": (
                 "loss_fn, temperature, precision)",
                 "loss_fn, 0.07, precision)",
@@ -249,4 +251,5 @@ MUTATIONS = [
             ),
         },
     ),
+    *FROZEN,
 ]
