@@ -10,8 +10,8 @@ if [ "$SEED" = 0 ]; then NAME=quickstart; else NAME=quickstart_seed$SEED; fi
 TASK="--dataset toy --toy_size 2000,200,300 --image_size 48 --no_aug --image_encoder test_nfnet --image_pretrained false --text_encoder toy_bert --temperature 0.07"
 RUN="--seed $SEED --buffer_path buffers/$NAME"
 MATCHING="--num_queries 30 --mini_batch_size 20 --syn_steps 8 --expert_epochs 1 --max_start_epoch 1 --gradient truncated --second_order finite \
-    --loss_type WBCE --lr_img 100 --lr_txt 1000 --lr_lr 0.003 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 \
-    --Iteration 100 --eval_it 50 --num_eval 5 --num_eval_during 3 --measurements 5 --epoch_eval_train 60"
+    --loss_type WBCE --lr_img 100 --lr_txt 1000 --lr_lr 0.01 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 \
+    --Iteration 80 --eval_it 40 --num_eval 2 --num_eval_during 2 --measurements 5 --epoch_eval_train 60"
 
 echo "--- 1/5 experts on all 10,000 real pairs"
 python buffer.py $TASK $RUN --name "$NAME" --num_experts 3 --train_epochs 3 --eval_freq 1 --batch_train 128 \

@@ -30,8 +30,8 @@ echo "--- 1/4 experts on all real pairs"
 python buffer.py --num_experts 3 --train_epochs 4 --eval_freq 1 --batch_train 128 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 --loss_type InfoNCE "$@"
 
 echo "--- 2/4 distilling $PAIRS pairs and their similarity"
-python distill_lors.py --num_queries "$PAIRS" --mini_batch_size 20 --syn_steps 8 --expert_epochs 1 --max_start_epoch 2 \
-    --lr_img 1000 --lr_txt 1000 --lr_sim 10 --lr_lr 0.001 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 \
+python distill_lors.py --num_queries "$PAIRS" --mini_batch_size 20 --syn_steps 8 --expert_epochs 1 --max_start_epoch 1 \
+    --lr_img 1000 --lr_txt 1000 --lr_sim 10 --lr_lr 0.01 --lr_teacher_img 0.1 --lr_teacher_txt 0.1 \
     --loss_type WBCE --sim_type lowrank --sim_rank 10 --alpha 1 --gradient truncated --second_order finite \
     --Iteration "$STEPS" --eval_it 50 --num_eval 5 --num_eval_during 2 --measurements 5 --epoch_eval_train 100 "$@"
 
