@@ -195,7 +195,7 @@ def test_the_learned_rates_have_a_floor(here):
         (["--no_aug"], "holds no experts"),
         (["--resume_from", "absent.pt"], "absent.pt does not exist"),
         (["--image_encoder", "nonet"], "'nonet' is neither"),
-        (["--image_encoder", "resnet18"], "needs an encoder without BatchNorm"),
+        (["--image_encoder", "resnet18"], "needs --freeze_bn, an encoder without BatchNorm"),
     ],
 )
 def test_bad_input_to_distillation_is_one_sentence(here, more, words):
