@@ -35,7 +35,7 @@ def make_parser():
     flags.set_flags(parser, LOSSES)
     add = parser.group("beside it")
     add("--baselines", bool, False, "also train random real pairs, as many, and quote the experts")
-    control = "run or file distilled with the same loss and S = I: the row `identity`, what S brings"
+    control = "run or file of the same loss with S = I, to be the row `identity` (default: none)"
     add("--identity", str, None, control, metavar="RUN_OR_FILE")
     add(
         "--breakdown",
