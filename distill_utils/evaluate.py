@@ -7,7 +7,7 @@ it.
 import sys
 from functools import partial
 
-from distill_utils.evaluation.baselines import RATES, at_best_rates, experts_row, random_baseline
+from distill_utils.evaluation.baselines import CHOOSING, RATES, at_best_rates, experts_row, random_baseline
 from distill_utils.evaluation.from_flags import ask_the_set
 from distill_utils.evaluation.protocols import METRICS, ROWS
 from distill_utils.evaluation.students import evaluate_synthetic_set
@@ -104,11 +104,19 @@ def main(argv=None):
 def _evaluate_set(args, run, synthetic, evaluate, loss_type, rates):
     """Of a distilled set at its learned rates, of a coreset at those that are best on val."""
     seed = derive_seed(args.seed, "evaluate")
-    own = {"num_eval": args.num_eval, "breakdown": args.breakdown, "world": run.world}
-    students = partial(evaluate, synthetic, loss_type=loss_type, seed=seed, **own)
+    students = partial(evaluate, synthetic, loss_type=loss_type, seed=seed, world=run.world)
+
+    def test(lrs=None):
+        return students(lrs=lrs, num_eval=args.num_eval, breakdown=args.breakdown)
+
     if "coreset" not in synthetic.meta:
-        return students()
-    return at_best_rates(lambda lrs: students(lrs=lrs), rates, f"this coreset, {loss_type}")
+        return test()
+
+    def look(lrs):
+        few = min(CHOOSING["num_eval"], args.num_eval)
+        return students(lrs=lrs, **CHOOSING | {"num_eval": few})
+
+    return at_best_rates(look, test, rates, f"this coreset, {loss_type}")
 
 
 def _control(args, synthetic, loss_type, path):
@@ -139,9 +147,9 @@ def _random_rows(args, run, synthetic, task, evaluate, loss_type, rates):
     chosen = [select("random", task, len(synthetic), numbers) for _ in range(args.num_eval)]
     draws = [real_set(task, pairs, {}) for pairs in chosen]
 
-    def one(pairs, number, loss_type, lrs):
+    def one(pairs, number, loss_type, lrs, **how):
         seed = derive_seed(args.seed, "random", number)
-        return evaluate(pairs, num_eval=1, loss_type=loss_type, lrs=lrs, seed=seed)
+        return evaluate(pairs, num_eval=1, loss_type=loss_type, lrs=lrs, seed=seed, **how)
 
     run_all, done = partial(run.world.map, device=run.device), {}
     for name, loss in (("random", "InfoNCE"), ("random_same_loss", loss_type)):

@@ -70,14 +70,17 @@ def test_the_loss_and_the_temperature_are_those_of_the_set(here, distilled, call
 def test_random_pairs_are_drawn_and_seeded_anew_and_choose_their_rates_on_val(here, distilled, calls):
     rows = run(here, distilled, "--num_eval", "3", "--rates", ".1,.3", "--baselines", "--loss_type", "KL")
     random = [call for call in calls if call[1]["num_eval"] == 1]
-    assert len(random) == 2 * 3 * 3  # losses, rates, draws
+    assert len(random) == 2 * (
+        3 * 2 + 3
+    )  # losses, rates looked at with two draws each, and one tested with all
     rates = [(0.1, 0.1), (0.3, 0.3), (0.25, 0.5)]
     for number, loss in enumerate(("InfoNCE", "KL")):
         tried = random[9 * number : 9 * (number + 1)]
-        assert [told["lrs"] for _, told in tried] == [lrs for lrs in rates for _ in range(3)]
+        asked = [(told["lrs"], told.get("splits")) for _, told in tried]
+        assert asked == [(lrs, ("val",)) for lrs in rates for _ in range(2)] + [((0.3, 0.3), None)] * 3
         assert {told["loss_type"] for _, told in tried} == {loss}
         draws = [tuple(synthetic.meta["source_captions"]) for synthetic, _ in tried]
-        assert len(set(draws)) == 3 and draws[:3] == draws[3:6] == draws[6:]
+        assert len(set(draws)) == 3 and draws[:2] == draws[2:4] == draws[4:6] == draws[6:8]
         assert len({told["seed"] for _, told in tried}) == 3
         assert all(len(synthetic) == 6 for synthetic, _ in tried)
     for row, loss in (("random", "InfoNCE"), ("random_same_loss", "KL")):
@@ -94,5 +97,6 @@ def test_what_is_distilled_keeps_its_learned_rates_and_a_coreset_chooses(here, d
     synthetic.meta["coreset"] = "random"
     synthetic.save(tmp_path / "distilled_0.pt")
     rows = run(here, tmp_path / "distilled_0.pt", "--rates", ".1,.3")
-    assert [told["lrs"] for _, told in calls] == [(0.1, 0.1), (0.3, 0.3)]
+    assert [told["lrs"] for _, told in calls] == [(0.1, 0.1), (0.3, 0.3), (0.3, 0.3)]
+    assert [told.get("splits") for _, told in calls] == [("val",), ("val",), None]
     assert rows["distilled"]["lr_img"] == 0.3
