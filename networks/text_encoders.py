@@ -69,8 +69,7 @@ class TextEncoder:
     """A frozen transformer in eval mode: captions to one vector each, pooled as the model was trained to be.
 
     pooling: cls (BERT and its kin), last (causal models), mean (sentence encoders that say so), or projected
-    (CLIP's text tower);
-    normalised: to unit length. Vectors have `width` dimensions.
+    (CLIP's text tower); normalised: to unit length. Vectors have `width` dimensions.
     """
 
     def __init__(self, tokenizer, model, pooling="cls", normalised=False):
@@ -241,11 +240,9 @@ def ensure_toy_bert(captions, checkpoint_dir, *, width=256, layers=2, heads=4, v
     """Write a tiny, untrained but informative BERT checkpoint for a data set's train captions; its folder.
 
     Random weights give every caption nearly the same CLS vector, with the words in its small differences. The
-    last LayerNorm's
-    scale and shift, set from the captions, standardise every dimension: a plain checkpoint, no code of its
-    own. (Larger random
-    weights set the captions apart too, but saturate the attention: captions of one image were then no nearer
-    than others.)
+    last LayerNorm's scale and shift, set from the captions, standardise every dimension: a plain checkpoint,
+    no code of its own. (Larger random weights set the captions apart too, but saturate the attention:
+    captions of one image were then no nearer than others.)
     """
     key = hashlib.sha256(
         "\0".join([str((width, layers, heads, vocabulary, seed)), *captions]).encode()

@@ -22,8 +22,7 @@ class Recorder:
 
     Sets are evaluated by look(synthetic) -> result and saved at the first step, every `eval_it` and the last;
     at the end the set that is best on val is tested by test(synthetic) -> result, which is then `tested`. The
-    state is saved every
-    `save_it`, at evaluations, and whatever ends the run.
+    state is saved every `save_it`, at evaluations, and whatever ends the run.
     """
 
     def __init__(self, run, loop, task, look, test, *, evaluations, tested, last_step, eval_it, save_it):

@@ -13,9 +13,8 @@ def choose_epochs(curve):
     """What is reported of a student, from its curve of {"epoch", "val", "test"}.
 
     val_r_mean, on_val: the recall on val at the epoch that is best there (the earliest of equals). Where test
-    was
-    measured too, its recall by each protocol: val, at that epoch; last, at the last one; best, the best test
-    recall of any epoch, the published protocol, which selects on the test split.
+    was measured too, its recall by each protocol: val, at that epoch; last, at the last one; best, the best
+    test recall of any epoch, the published protocol, which selects on the test split.
     """
     chosen = max(curve, key=lambda point: point["val"]["r_mean"])
     result = {"val_r_mean": chosen["val"]["r_mean"], "on_val": chosen["val"]}

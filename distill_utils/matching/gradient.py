@@ -86,15 +86,14 @@ class Matcher:
 
     model: a TwoTower, copied; its values do not matter, its train/eval mode and its frozen parameters do.
     loss_fn: f(logits [B, B], similarity [B, B]) -> scalar. merge_towers: one ratio of summed distances
-    instead of the sum of two.
-    path_device: where the path of thetas rests (default: with the model). precision: fp32, tf32 or bf16 (see
-    checks.require_combination).
-    compile: what trains of the image tower, by torch.compile. look_once: a frozen image tower is looked
-    through once, not in every inner step; the gradient is the same. world: the processes that divide the
-    second pass, to the same result as one of them alone (its inner steps are independent if truncated; if
-    full each needs the next one's lambda, so that the first process does them all).
-    Memory: one inner step and T + 4 weight vectors, T more for gradient="full" with second_order="finite".
-    UserError for a model with running statistics, and for options that do not combine.
+    instead of the sum of two. path_device: where the path of thetas rests (default: with the model).
+    precision: fp32, tf32 or bf16 (see checks.require_combination). compile: what trains of the image tower,
+    by torch.compile. look_once: a frozen image tower is looked through once, not in every inner step; the
+    gradient is the same. world: the processes that divide the second pass, to the same result as one of them
+    alone (its inner steps are independent if truncated; if full each needs the next one's lambda, so that the
+    first process does them all). Memory: one inner step and T + 4 weight vectors, T more for gradient="full"
+    with second_order="finite". UserError for a model with running statistics, and for options that do not
+    combine.
     """
 
     def __init__(

@@ -21,9 +21,8 @@ class TrajectoryMatching:
     expert's target.
 
     Called with the synthetic set and the outer step's own generator; fills `.grad` of every parameter of the
-    set.
-    checker: an exact Matcher; every `check_every` calls how its gradient agrees with the one used is among
-    the values.
+    set. checker: an exact Matcher; every `check_every` calls how its gradient agrees with the one used is
+    among the values.
     """
 
     def __init__(

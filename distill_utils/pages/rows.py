@@ -45,8 +45,8 @@ def protocol_of(facts):
 
 
 def set_rows(results, path, synthetic, notes):
-    """{name: checked row} of results.json for the set `synthetic` in the file `path`: ROWS, and, without
-    a row "distilled", the run's own evaluation of it as "while distilling".
+    """{name: checked row} of results.json for the set `synthetic` in the file `path`: ROWS, and, without a
+    row "distilled", the run's own evaluation of it as "while distilling".
 
     What is damaged, or of another set, is said in `notes`.
     """

@@ -44,9 +44,8 @@ class Run:
         self, args, program, default_name, *, directory=None, resume=False, divided=False, shared=False
     ):
         """directory: of a run that another program owns; its args.yaml and log stay, ours is
-        `<program>_args.yaml`.
-        resume: go on from state.pt where there is one. divided: the processes of a torchrun job are one run.
-        shared: they are not, and any number of them works in this folder at once.
+        `<program>_args.yaml`. resume: go on from state.pt where there is one. divided: the processes of a
+        torchrun job are one run. shared: they are not, and any number of them works in this folder at once.
         """
         self.program = program
         self.name = args.name or default_name

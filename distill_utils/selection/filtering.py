@@ -26,8 +26,8 @@ _SHARE = 20  # saving the rounds of VAS-D takes at most one part in so many of t
 
 
 def named(path, bad, drop):
-    """How many rows of a file are bad, [[row, fault], ...], and the first five in words; UserError
-    for the first unless `drop`.
+    """How many rows of a file are bad, [[row, fault], ...], and the first five in words; UserError for the
+    first unless `drop`.
     """
     names = [f"{path}: row {row} has {fault}" for row, fault in bad[:5]]
     if bad and not drop:

@@ -30,10 +30,9 @@ def shrink(arrays, order, first, target, rounds, *, tiles=CPU, bound=True, state
 
     first: S of the first round, float64 [D, D], that of the whole pool. order: [K] distinct and sortable; of
     rows with equal scores those later in it go first. Each round removes the worst ceil((K - target) /
-    rounds) by the S of those still there, (2).
-    bound: a row is scored again only where it might be among the worst: along any unit f the score moved from
-    S to S' by no less than the smallest and no more than the largest eigenvalue of S' - S. The result is the
-    same without.
+    rounds) by the S of those still there, (2). bound: a row is scored again only where it might be among the
+    worst: along any unit f the score moved from S to S' by no less than the smallest and no more than the
+    largest eigenvalue of S' - S. The result is the same without.
     """
     size, width = len(order), len(first)
     chunk = math.ceil((size - target) / rounds)
