@@ -1,30 +1,31 @@
 """The matching gradient: d(distance of the student to the expert) / d(synthetic set), exact or truncated.
 
-Inner loop, per tower:     theta_{t+1} = theta_t - eta g_t,   g_t = grad_theta l(theta_t; z_t),   z_t = (x_t,
-y_t, S_t)
-Objective, per tower:      L = ||theta_T - theta*||^2 / ||theta_0 - theta*||^2
+Inner loop, per tower:
+    theta_{t+1} = theta_t - eta g_t,   g_t = grad_theta l(theta_t; z_t),   z_t = (x_t, y_t, S_t)
+Objective, per tower:
+    L = ||theta_T - theta*||^2 / ||theta_0 - theta*||^2
 Backwards from lambda_T = dL/dtheta_T, with u_t = eta lambda_{t+1}:
-    dL/dz_t   = -d/de grad_z     l(theta_t + e u_t; z_t) at e = 0              (1)
-    dL/deta  += -lambda_{t+1} . g_t                                           (2)
-    lambda_t  =  lambda_{t+1} - d/de grad_theta l(theta_t + e u_t; z_t)       (3)   "full": MTT, the whole
-    unroll lambda_t  =  lambda_T                                                     (3')  "truncated": TESLA,
-    theta_t held constant
+    dL/dz_t   = -d/de grad_z l(theta_t + e u_t; z_t) at e = 0                  (1)
+    dL/deta  += -lambda_{t+1} . g_t                                            (2)
+    lambda_t  =  lambda_{t+1} - d/de grad_theta l(theta_t + e u_t; z_t)        (3)   "full"
+    lambda_t  =  lambda_T                                                      (3')  "truncated"
+Full is MTT's gradient of the whole unroll; truncated is TESLA's, which holds theta_t constant.
 
 Why this is exact. theta_{t+1} depends on (theta_t, z_t) through theta_t - eta g(theta_t; z_t) alone, so the
 chain rule gives lambda_t = lambda_{t+1} - (dg_t/dtheta)^T eta lambda_{t+1} and dL/dz_t = -(dg_t/dz)^T eta
-lambda_{t+1}. Both transposed
-Jacobians are blocks of the Hessian of the scalar l, which is symmetric: (dg/dtheta)^T u = d/de grad_theta
-l(theta + e u) and (dg/dz)^T u = d/de grad_z l(theta + e u). So (1) and (3) are one directional derivative,
-along u_t, of the pair (grad_theta, grad_z) at the single point theta_t: a Hessian-vector product (Pearlmutter
-1994). The exact gradient of the unroll (Cazenave et al. 2022, MTT) thus costs the memory of one inner step
-plus the path of thetas, where unrolling the graph costs T of them; truncating (Cui et al. 2023, TESLA) saves
-only the theta half of each derivative. The derivative is taken in one of three ways:
-    forward   forward over reverse: torch.func.jvp of torch.func.grad. Exact.
-    reverse   reverse over reverse: the gradient of <g_t, u_t>. Exact; the double backward of the published
-    codes. finite    (grad l(theta_t + e u_t) - grad l(theta_t)) / e. The second gradient is that of the inner
-    step itself, kept from
-              the first pass, so a step costs one more first-order gradient; e is fitted to the direction (see
-              `Finite`).
+lambda_{t+1}. Both transposed Jacobians are blocks of the Hessian of the scalar l, which is symmetric:
+(dg/dtheta)^T u = d/de grad_theta l(theta + e u) and (dg/dz)^T u = d/de grad_z l(theta + e u). So (1) and (3)
+are one directional derivative, along u_t, of the pair (grad_theta, grad_z) at the single point theta_t: a
+Hessian-vector product (Pearlmutter 1994). The exact gradient of the unroll (Cazenave et al. 2022, MTT) thus
+costs the memory of one inner step plus the path of thetas, where unrolling the graph costs T of them;
+truncating (Cui et al. 2023, TESLA) saves only the theta half of each derivative.
+
+The derivative is taken in one of three ways:
+- forward: forward over reverse, torch.func.jvp of torch.func.grad. Exact.
+- reverse: reverse over reverse, the gradient of <g_t, u_t>. Exact; the double backward of the published codes.
+- finite: (grad l(theta_t + e u_t) - grad l(theta_t)) / e. The second gradient is that of the inner step
+  itself, kept from the first pass, so a step costs one more first-order gradient; e is fitted to the
+  direction (see `Finite`).
 """
 
 from contextlib import nullcontext
