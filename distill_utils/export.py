@@ -1,11 +1,9 @@
-"""Hand a distilled set over: `python -m distill_utils.export --ckpt_path logged_files/toy/quickstart --to
-folder --out my_set`.
+"""Hand a distilled set over: `python -m distill_utils.export --ckpt_path RUN_OR_FILE --to folder --out SET`.
 
 Each form holds the exact float32 tensors, so that no code of this project is needed to read them, and a card
 that says what they are:
     folder       images/00000.png ... (8 bits), tensors.safetensors, pairs.json, README.md
-    safetensors  one file: images, texts, similarity, lr_img, lr_txt; the card is in its metadata and beside
-    it, as .md
+    safetensors  one file: images, texts, similarity, lr_img, lr_txt; the card in its metadata, and beside it
     parquet      one row a pair: png, image, text, similarity (its row of S), captions; the card likewise
 """
 

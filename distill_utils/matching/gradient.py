@@ -22,7 +22,7 @@ truncating (Cui et al. 2023, TESLA) saves only the theta half of each derivative
 
 The derivative is taken in one of three ways:
 - forward: forward over reverse, torch.func.jvp of torch.func.grad. Exact.
-- reverse: reverse over reverse, the gradient of <g_t, u_t>. Exact; the double backward of the published codes.
+- reverse: reverse over reverse, the gradient of <g_t, u_t>. Exact; the double backward of published codes.
 - finite: (grad l(theta_t + e u_t) - grad l(theta_t)) / e. The second gradient is that of the inner step
   itself, kept from the first pass, so a step costs one more first-order gradient; e is fitted to the
   direction (see `Finite`).
