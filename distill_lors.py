@@ -7,28 +7,24 @@ that a student trained on them moves as an expert moved on the real data.
 
 import sys
 
-from distill_utils.distillation.from_flags import (
-    experts_similarity,
-    open_experts,
-    open_loop,
-    open_objective,
-    open_set,
-    require_flags_that_combine,
-)
+from distill_utils.distillation.from_flags import open_loop, open_set, require_flags_that_combine
+from distill_utils.distillation.objectives import OBJECTIVES
 from distill_utils.distillation.optimizer import LEARNABLE, learnable
 from distill_utils.distillation.recording import is_finished
 from distill_utils.distillation.seeds import distill_seeds
+from distill_utils.experts.starts import STARTS
 from distill_utils.matching.derivatives import DERIVATIVES
 from distill_utils.matching.gradient import GRADIENTS
 from distill_utils.matching.objective import MINIBATCHES
 from distill_utils.runs import flags
-from distill_utils.runs.flags import count, non_negative, positive, whole
+from distill_utils.runs.flags import below_one, count, non_negative, positive, whole
 from distill_utils.runs.folder import Run
 from distill_utils.runs.seeds import generator
 from distill_utils.runs.signals import run_program
+from distill_utils.selection.coresets import CORESETS
 from distill_utils.synthetic.similarity import SIM_TYPES
 from distill_utils.task.flags import program_parser
-from distill_utils.task.from_flags import made_with, model_maker, open_task
+from distill_utils.task.from_flags import model_maker, open_task
 from distill_utils.training.losses import LOSSES
 
 
@@ -37,13 +33,9 @@ def make_parser():
     add = parser.group("synthetic set")
     flags.buffer_path_flag(add)
     add("--num_queries", count, 99, "pairs in the synthetic set")
-    add(
-        "--init_indices",
-        str,
-        None,
-        "train pairs to begin with, in a .npy (default: random ones)",
-        metavar="NPY",
-    )
+    add("--init", CORESETS, "random", "pairs to begin with, by a coreset method (of the first expert)")
+    what = "train pairs to begin with, in a .npy, in place of --init (default: none)"
+    add("--init_indices", str, None, what, metavar="NPY")
     add("--pix_init", ("real", "noise"), "real", "initial images")
     add("--txt_init", ("real", "noise"), "real", "initial text embeddings")
     add("--sim_type", SIM_TYPES, "lowrank", "similarity S; expert: an expert's, not learned")
@@ -74,13 +66,23 @@ def make_parser():
 
 def matching_flags(parser):
     add = parser.group("matching")
+    add("--objective", OBJECTIVES, "trajectory", "what an outer step minimises")
     add("--Iteration", count, 3000, "outer steps")
     add("--syn_steps", count, 8, "inner steps T of the student")
     add("--mini_batch_size", count, 20, "synthetic pairs in an inner step")
     drawn = "chunks of a permutation, drawn anew when used up, or a draw for every inner step"
     add("--minibatches", MINIBATCHES, "permutation", drawn)
     add("--expert_epochs", count, 1, "epochs from the start snapshot to the target")
-    add("--max_start_epoch", count, 2, "start snapshots are epochs 0 .. this - 1")
+    add("--max_start_epoch", count, 2, "start snapshots are epochs --min_start_epoch .. this - 1")
+    add("--min_start_epoch", whole, 0, "the first of them")
+    starts = "one epoch for both towers; one for each; or one for each, of ranges read off the experts (AMD)"
+    add("--start_epochs", STARTS, "joint", starts)
+    shortcut = "match straight lines from the experts' start to this epoch (PTM-ST); 0: their own paths"
+    add("--shortcut", whole, 0, shortcut, metavar="EPOCH")
+    blend = (
+        "mix the pairs of each inner step by weights of Beta(A, A), on a frozen tower (RepBlend); 0: do not"
+    )
+    add("--blend", non_negative, 0.0, blend, metavar="A")
     add("--loss_type", LOSSES, "WBCE", "loss on the synthetic set")
     add("--merge_loss_branches", bool, False, "one normalised distance for both towers, not the sum of two")
     add("--gradient", GRADIENTS, "truncated", "exact gradient of the unroll, or TESLA's")
@@ -100,6 +102,8 @@ def optimiser_flags(parser):
     add("--momentum_syn", non_negative, 0.5, "momentum of images and texts")
     add("--momentum_lr", non_negative, 0.5, "momentum of the learned learning rates")
     add("--momentum_sim", non_negative, 0.5, "momentum of the similarity")
+    average = "evaluate and save this moving average of images, texts and S (PTM-ST: .99); 0: the set itself"
+    add("--ema", below_one, 0.0, average, metavar="D")
     add("--clamp_lr", positive, 1e-3, "the learned learning rates never fall below this")
     add("--max_lr", positive, 10.0, "nor rise above this")
     add("--max_bad_steps", count, 5, "steps without a finite gradient before the last good set is restored")
@@ -124,21 +128,17 @@ def main(argv=None):
         return run.directory
 
     task = open_task(args, run.device)
-    make_model, wanted = model_maker(args, task, run.device), made_with(args, task)
-    state, synthetic = open_set(args, run, task, wanted)
-    synthetic = synthetic.to(run.device)
-    model = make_model().to(run.device).train()
-    experts = open_experts(args, wanted, model)
-    if args.sim_type == "expert" and not state and not args.resume_from:
-        synthetic.similarity = experts_similarity(make_model().to(run.device), experts, synthetic)
-    objective = open_objective(args, run, task, model, experts)
+    make_model = model_maker(args, task, run.device)
+    state, synthetic = open_set(args, run, task, make_model)
+    objective = OBJECTIVES[args.objective](args, run, task, make_model)
     loop, recorder = open_loop(args, run, synthetic, objective, state, task, make_model)
 
     with recorder.keeping():  # whatever ends the run, what was computed is saved
         recorder.record()  # the set that it begins with
         while loop.step < args.Iteration:  # Algorithm 1
             draws = generator(args.seed, "step", loop.step + 1)
-            # An expert's start and target, T inner steps of the student: fills .grad of everything learned.
+            # Fills .grad of all that is learned; by trajectory matching: an expert's start and target, and
+            # T inner steps of the student between them.
             outcome = objective(synthetic, loop.step + 1, draws)
             # SGD on images, texts, S and the learned rates; a step that is not finite is skipped.
             loop.update(outcome)

@@ -60,25 +60,23 @@ def main(argv=None):
 
 def choose_coreset(args):
     """The file of the set."""
-    from distill_utils.experts.folder import experts_folder
-    from distill_utils.experts.forgetting import read_forgetting
     from distill_utils.runs.folder import Run
     from distill_utils.runs.seeds import generator
     from distill_utils.runs.writing import write_array
-    from distill_utils.selection.coresets import select
-    from distill_utils.selection.features import open_features
+    from distill_utils.selection.features import chosen_pairs
     from distill_utils.synthetic.set import real_set
-    from distill_utils.task.from_flags import made_with, open_task
+    from distill_utils.task.from_flags import made_with, model_maker, open_task
 
     run = Run(args, "coreset", default_name=f"coreset_{args.method}_{args.num_queries}")
     task = open_task(args, run.device)
-    pairs = select(
+    pairs = chosen_pairs(
         args.method,
+        args,
         task,
-        args.num_queries,
+        lambda: model_maker(args, task, run.device),
+        run.device,
         generator(args.seed, "coreset"),
-        features=lambda: open_features(args, task, run.device),
-        forgetting=lambda: read_forgetting(experts_folder(args), len(task.train)),
+        expert=args.expert,
         unique_images=args.unique_images,
         fraction=args.fraction,
         rounds=args.num_iters,

@@ -10,13 +10,14 @@ from unittest import mock
 from commands import ROOT
 
 from data.karpathy import DATASETS
+from distill_utils.distillation.objectives import OBJECTIVES
 from distill_utils.selection.coresets import CORESETS
 from distill_utils.training.losses import LOSSES
 from networks import image_encoders, text_encoders
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-_TABLES = (LOSSES, CORESETS, DATASETS, image_encoders._ALIASES, text_encoders._ALIASES)
+_TABLES = (LOSSES, CORESETS, OBJECTIVES, DATASETS, image_encoders._ALIASES, text_encoders._ALIASES)
 
 
 class Block(NamedTuple):

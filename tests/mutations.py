@@ -1,6 +1,7 @@
 """Mutations of the protocol, on each of which some test must fail: mutants.py makes them."""
 
 from mutations_frozen import FROZEN
+from mutations_switches import SWITCHES
 
 # (file, the tests that must fail, {what is wrong: (text that stands in the file once, what becomes of it)}).
 MUTATIONS = [
@@ -219,11 +220,6 @@ MUTATIONS = [
         "distill_utils/distillation/from_flags.py",
         "tests/distillation/test_flags_reach.py",
         {
-            "--merge_loss_branches ignored": ("merge_towers=args.merge_loss_branches", "merge_towers=False"),
-            "temperature ignored in matching": (
-                "        temperature=args.temperature,\n        path_device",
-                "        path_device",
-            ),
             "test looked at while distilling": ('else ("val",)', 'else ("val", "test")'),
             "temperature ignored while distilling": (
                 "        temperature=args.temperature,\n        device",
@@ -231,9 +227,6 @@ MUTATIONS = [
             ),
             "--num_eval ignored": ('"test"), num_eval=args.num_eval)', '"test"))'),
             "--lr_sim ignored": ("lr_sim=args.lr_sim", "lr_sim=args.lr_lr"),
-            "--gradient ignored": ("gradient=args.gradient,", 'gradient="truncated",'),
-            "--loss_type ignored in matching": ("LOSSES[args.loss_type]", 'LOSSES["WBCE"]'),
-            "--expert_epochs ignored": ("expert_epochs=args.expert_epochs", "expert_epochs=1"),
             "--lr_teacher_txt ignored by the set": (
                 "lrs=(args.lr_teacher_img, args.lr_teacher_txt)",
                 "lrs=(args.lr_teacher_img, 0.1)",
@@ -252,4 +245,5 @@ MUTATIONS = [
         },
     ),
     *FROZEN,
+    *SWITCHES,
 ]

@@ -19,11 +19,12 @@ import buffer
 import distill_lors
 from data import build_datasets
 from distill_utils import coreset
+from distill_utils.distillation.objectives import OBJECTIVES
 from distill_utils.runs import flags
 from distill_utils.runs.errors import UserError
 from distill_utils.selection.features import open_features
 from distill_utils.synthetic import SyntheticSet
-from distill_utils.task.from_flags import open_task
+from distill_utils.task.from_flags import model_maker, open_task
 from distill_utils.training.losses import LOSSES
 from networks import image_encoders
 from networks.text_encoders import ensure_toy_bert
@@ -85,7 +86,8 @@ def test_a_text_encoder(here):
 
 def test_a_coreset_method(here):
     args, task = task_of(here, "--buffer_path", f"{here}/buffers")
-    scores = open_features(args, task, torch.device("cpu")).clip_scores()
+    cpu = torch.device("cpu")
+    scores = open_features(args, task, model_maker(args, task, cpu), cpu).clip_scores()
     with run_block(RECIPES["A coreset method"]):
         argv = ["least-alike", *toy(here), "--buffer_path", f"{here}/buffers", "--num_queries", "5"]
         path = coreset.main([*argv, "--unique_images", "false"])
@@ -99,14 +101,14 @@ def test_a_coreset_method(here):
 def test_a_distillation_objective(here, monkeypatch):
     """Through the program: its outer loop, evaluation, log, state and resuming."""
     with run_block(RECIPES["A distillation objective"]) as recipe:
-        made = []
+        made, opened = [], recipe.open_mean_matching
 
-        def open_objective(args, run, task, model, experts):
-            made.append(recipe.MeanMatching(task.train_texts))
+        def kept(*args):
+            made.append(opened(*args))
             return made[-1]
 
-        monkeypatch.setattr(distill_lors, "open_objective", open_objective)
-        steps = [*QUICK, "--lr_txt", "2"]
+        monkeypatch.setitem(OBJECTIVES, "means", kept)
+        steps = [*QUICK, "--lr_txt", "2", "--objective", "means"]
         run = distill(here, "means", *steps, "--Iteration", "4")
         first = distill(here, "means_stopped", *steps)
         assert first.name == "means_stopped" and len(read_log(first)) == 3

@@ -19,10 +19,11 @@ from commands import read_log
 import buffer
 import distill_lors
 from distill_utils import coreset, evaluate, report
-from distill_utils.distillation import from_flags
+from distill_utils.distillation import objectives
 from distill_utils.experts.trajectories import ExpertTrajectories
 from distill_utils.runs.tensors import load_tensors
 from distill_utils.synthetic.set import SyntheticSet
+from networks.weights import Weights
 
 FILES = Path(__file__).parent / "fixtures/before_rooms"
 RUN = Path("logged_files/toy/run")
@@ -85,7 +86,7 @@ def test_an_experts_training_goes_on_after_its_last_epoch(earlier, capsys):
     assert "expert 1/2: already in" in output
     experts = ExpertTrajectories(EXPERTS)
     assert len(experts) == 2 and not (EXPERTS / "partial_1").exists()
-    for stored, trained in zip(experts.pair(1, 0, 1), (start, end)):
+    for stored, trained in zip(experts.pair(1, Weights(0, 0), 1), (start, end)):
         for vector, tower in zip(stored, ("img", "txt")):
             assert torch.equal(vector, torch.cat([piece.flatten() for piece in trained[tower]]))
 
@@ -130,7 +131,7 @@ def test_a_run_goes_on_with_the_minibatches_that_it_was_begun_with(earlier, monk
     def spy(*_, minibatches, **__):
         raise Reached(minibatches)
 
-    monkeypatch.setattr(from_flags, "TrajectoryMatching", spy)
+    monkeypatch.setattr(objectives, "TrajectoryMatching", spy)
     for name, kind in (("run", "independent"), ("new", "permutation")):
         with pytest.raises(Reached, match=kind):
             distill_lors.main([*TASK, *DISTILL, "--Iteration", "5", "--name", name])

@@ -49,7 +49,7 @@ def trajectory_cell(args, folder, whole):
         if whole:
             towers = [torch.load(file, weights_only=True)[0] for file in files]
             return [Weights(*(flatten(tower[epoch]) for tower in towers)) for epoch in (3, 4)]
-        return experts.pair(0, 3, 1)
+        return experts.pair(0, Weights(3, 3), 1)
 
     _forget(files)
     before, began = _bytes_read(), time.perf_counter()

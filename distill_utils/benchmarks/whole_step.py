@@ -11,6 +11,7 @@ from distill_utils.benchmarks.cells import spread, timed
 from distill_utils.benchmarks.problem import PUBLISHED_EPOCHS, Problem, read_problem
 from distill_utils.distillation.outer_loop import OuterLoop
 from distill_utils.evaluation.tables import aligned
+from distill_utils.experts.starts import open_starts
 from distill_utils.experts.trajectories import ExpertTrajectories, write_expert
 from distill_utils.matching import oracles
 from distill_utils.matching.gradient import Matcher
@@ -63,7 +64,8 @@ def whole_cell(args, folder):
     gradients = _Timed(matcher, problem.device)
     inner_loop = {"syn_steps": args.syn_steps, "mini_batch_size": args.mini_batch_size}
     experts = ExpertTrajectories(folder / "buffer")
-    objective = TrajectoryMatching(gradients, experts, **inner_loop, expert_epochs=1, max_start_epoch=1)
+    first = open_starts("joint", experts, 0, 1, 1)
+    objective = TrajectoryMatching(gradients, experts, **inner_loop, expert_epochs=1, starts=first)
     loop = OuterLoop(problem.synthetic, objective, problem.outer_optimizer(), clamp_lr=1e-3)
 
     def step(n):

@@ -1,9 +1,9 @@
-"""What the flags of a distillation describe, as objects: the set, the experts, the objective, the outer loop,
-its record.
-"""
+"""What the flags of a distillation describe, as objects: the set, the outer loop, its record."""
 
 from functools import partial
 
+from distill_utils.distillation.averaging import Average
+from distill_utils.distillation.objectives import open_trajectories
 from distill_utils.distillation.optimizer import outer_optimizer
 from distill_utils.distillation.outer_loop import OuterLoop
 from distill_utils.distillation.recording import Recorder
@@ -15,18 +15,14 @@ from distill_utils.distillation.start import (
     require_same_set,
 )
 from distill_utils.evaluation.students import evaluate_synthetic_set
-from distill_utils.experts.folder import experts_folder, require_same_experts
-from distill_utils.experts.trajectories import ExpertTrajectories
-from distill_utils.matching.checks import require_combination, require_no_running_statistics
-from distill_utils.matching.gradient import Matcher
-from distill_utils.matching.objective import TrajectoryMatching
+from distill_utils.matching.checks import require_combination
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.seeds import derive_seed, generator
-from distill_utils.selection.coresets import select
+from distill_utils.selection.features import chosen_pairs
 from distill_utils.synthetic.checkpoint import require_fits
 from distill_utils.synthetic.set import SyntheticSet
 from distill_utils.synthetic.similarity import FixedSimilarity, build_similarity
-from distill_utils.training.losses import LOSSES
+from distill_utils.task.from_flags import made_with
 
 
 def require_flags_that_combine(args):
@@ -39,37 +35,51 @@ def require_flags_that_combine(args):
         raise UserError(
             "--check_gradient takes second derivatives, which do not go with --grad_checkpointing."
         )
+    if args.blend and args.image_trainable:
+        raise UserError(
+            f"--blend {args.blend} mixes what a frozen image tower makes of the images: give it with "
+            "--image_trainable false."
+        )
     if args.max_lr < args.clamp_lr:
         raise UserError(f"--max_lr {args.max_lr} is below --clamp_lr {args.clamp_lr}.")
 
 
-def open_set(args, run, task, meta):
+def open_set(args, run, task, make_model):
     """(state or None, SyntheticSet): what this run, or the one of --resume_from, left; else the set to begin
-    with.
+    with. On the run's device.
     """
+    state, synthetic = _found_set(args, run, task, make_model)
+    return state, synthetic.to(run.device)
+
+
+def _found_set(args, run, task, make_model):
     if run.state:
         return run.state, SyntheticSet.from_saved(run.state.get("set"), run.directory / "state.pt")
-    meta = meta | {"loss": args.loss_type, "temperature": args.temperature}
+    meta = made_with(args, task) | {"loss": args.loss_type, "temperature": args.temperature}
     if args.resume_from:
         state, synthetic = other_start(args.resume_from, args.sim_type, args.alpha)
         require_fits(synthetic, task, args.resume_from)
         flags = {key: getattr(args, key) for key in ("num_queries", "sim_type", "sim_rank", "alpha")}
         require_same_set(synthetic, meta | flags, args.resume_from)
         return state, synthetic
-    return None, _first_set(args, task, meta, generator(args.seed, "distill"))
+    return None, _first_set(args, run, task, meta, make_model, generator(args.seed, "distill"))
 
 
-def _first_set(args, task, meta, generator):
-    """The synthetic set that a run begins with; S = I where an expert is to say what S is."""
-    kind = "identity" if args.sim_type == "expert" else args.sim_type
+def _first_set(args, run, task, meta, make_model, generator):
+    """The synthetic set that a run begins with."""
     if args.init_indices:
         pairs = initial_pairs(args.init_indices, task, args.num_queries)
     else:
-        pairs = select("random", task, args.num_queries, generator)
+        pairs = chosen_pairs(args.init, args, task, lambda: make_model, run.device, generator)
+    by_expert = args.sim_type == "expert"
     similarity = build_similarity(
-        kind, args.num_queries, rank=args.sim_rank, alpha=args.alpha, generator=generator
+        "identity" if by_expert else args.sim_type,
+        args.num_queries,
+        rank=args.sim_rank,
+        alpha=args.alpha,
+        generator=generator,
     )
-    return initial_set(
+    synthetic = initial_set(
         task,
         pairs,
         similarity,
@@ -79,51 +89,12 @@ def _first_set(args, task, meta, generator):
         generator=generator,
         meta=meta,
     )
-
-
-def open_experts(args, wanted, model):
-    """The trajectories of --buffer_path, checked against what this run needs of them, as is the model."""
-    folder = experts_folder(args)
-    require_no_running_statistics(model)
-    require_same_experts(folder, wanted)
-    experts = ExpertTrajectories(folder)
-    experts.require_fits(model, args.max_start_epoch - 1, args.expert_epochs)
-    return experts
-
-
-def experts_similarity(model, experts, synthetic):
-    """The fixed S of --sim_type expert, by the first expert's last snapshot."""
-    return FixedSimilarity(expert_similarity(model, experts.last(0), synthetic))
-
-
-def open_objective(args, run, task, model, experts):
-    """Trajectory matching as the flags describe it."""
-    make_matcher = partial(
-        Matcher,
-        model,
-        LOSSES[args.loss_type],
-        gradient=args.gradient,
-        merge_towers=args.merge_loss_branches,
-        temperature=args.temperature,
-        path_device=args.path_device,
-        world=run.world,
-    )
-    return TrajectoryMatching(
-        make_matcher(second_order=args.second_order, precision=args.precision, compile=args.compile),
-        experts,
-        syn_steps=args.syn_steps,
-        mini_batch_size=args.mini_batch_size,
-        minibatches=_minibatches(args, run),
-        expert_epochs=args.expert_epochs,
-        max_start_epoch=args.max_start_epoch,
-        checker=make_matcher(second_order="forward") if args.check_gradient else None,
-        check_every=args.check_gradient,
-    )
-
-
-def _minibatches(args, run):
-    """Those of the flag; a run that was begun before there was one goes on as it began."""
-    return run.state["arguments"].get("minibatches", "independent") if run.state else args.minibatches
+    if by_expert:
+        last = open_trajectories(args, made_with(args, task)).last(0)
+        model = make_model().to(run.device)
+        synthetic = synthetic.to(run.device)
+        synthetic.similarity = FixedSimilarity(expert_similarity(model, last, synthetic))
+    return synthetic
 
 
 def open_loop(args, run, synthetic, objective, state, task, make_model):
@@ -148,6 +119,7 @@ def open_loop(args, run, synthetic, objective, state, task, make_model):
         max_lr=args.max_lr,
         max_bad_steps=args.max_bad_steps,
         last_good=lambda: SyntheticSet.load(run.directory / f"distilled_{max(evaluations)}.pt"),
+        average=Average(synthetic, args.ema) if args.ema else None,
     )
     if state:
         loop.load_state(state, args.resume_from or run.directory / "state.pt")

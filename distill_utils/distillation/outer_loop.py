@@ -31,17 +31,23 @@ class OuterLoop:
         max_lr=float("inf"),
         max_bad_steps=5,
         last_good=None,
+        average=None,
     ):
         """last_good() -> SyntheticSet to go back to after `max_bad_steps` steps in a row without a finite
-        gradient.
+        gradient. average: an Average of the set, which is then what counts.
         """
         self.synthetic, self.objective, self.optimizer = synthetic, objective, optimizer
         self.clamp_lr, self.max_lr = clamp_lr, max_lr
-        self.max_bad_steps, self.last_good = max_bad_steps, last_good
+        self.max_bad_steps, self.last_good, self.average = max_bad_steps, last_good, average
         self.step = self.first_step = synthetic.meta.get("step", 0)
         self.unlogged = {}
         self.bad_steps, self.restores = 0, 0
         self._began = time.perf_counter()
+
+    @property
+    def result(self):
+        """The set to evaluate and to save: the average where there is one."""
+        return self.average.average if self.average else self.synthetic
 
     def recorded(self):
         """The step done is on record: what follows belongs to the next one."""
@@ -74,6 +80,8 @@ class OuterLoop:
                 with torch.no_grad():
                     for lr in (synthetic.lr_img, synthetic.lr_txt):
                         lr.clamp_(self.clamp_lr, self.max_lr)
+                if self.average:
+                    self.average.update()
             values |= {
                 "Synthetic_LR/Image": synthetic.lr_img.item(),
                 "Synthetic_LR/Text": synthetic.lr_txt.item(),
@@ -102,6 +110,8 @@ class OuterLoop:
         with torch.no_grad():
             for parameter, value in zip(self.synthetic.parameters(), good.parameters()):
                 parameter.copy_(value)
+        if self.average:
+            self.average.begin()
         self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["lr"] /= 2
@@ -123,6 +133,7 @@ class OuterLoop:
             ],
             "bad_steps": self.bad_steps,
             "restores": self.restores,
+            "average": self.average.state() if self.average else None,
         } | self.objective.state()
 
     def load_state(self, state, source):
@@ -137,6 +148,7 @@ class OuterLoop:
             isinstance(state.get(key), int) for key in ("step", "first_step", "bad_steps", "restores")
         )
         fits &= isinstance(state.get("unlogged"), (dict, type(None))) and self.objective.fits(state)
+        fits &= not self.average or self.average.fits(state.get("average"))
         if not fits:
             reason = "its set, its optimiser and these flags do not belong together"
             raise UserError(f"{source} is not the state of a run like this one: {reason}.")
@@ -148,6 +160,8 @@ class OuterLoop:
         for group in self.optimizer.param_groups:
             group["lr"] *= 0.5**self.restores
         self.objective.load_state(state)
+        if self.average:
+            self.average.load_state(state.get("average"))
 
     def _parameters(self):
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -75,7 +75,7 @@ class Recorder:
 
         A set whose students diverge has no result, and is never selected.
         """
-        synthetic = self.loop.synthetic
+        synthetic = self.loop.result
         synthetic.meta["step"] = step
         if self.run.world.first:
             synthetic.save(self._file(step))
@@ -98,7 +98,7 @@ class Recorder:
         return self.run.directory / f"distilled_{step}.pt"
 
     def _keep(self, step, result):
-        self.evaluations[step] = result | {"digest": self.loop.synthetic.digest()}
+        self.evaluations[step] = result | {"digest": self.loop.result.digest()}
         listed = [{"step": s} | r for s, r in sorted(self.evaluations.items())]
         self.run.update_results({"selected_step": selected_step(self.evaluations), "evaluations": listed})
 
@@ -113,7 +113,7 @@ class Recorder:
         """Of the first pairs: pixels [n, 3, H, W] in [0, 1], and of the learned texts the nearest real
         captions.
         """
-        synthetic, train = self.loop.synthetic, self.task.train
+        synthetic, train = self.loop.result, self.task.train
         nearest = nearest_captions(
             synthetic.texts.detach()[:_PANELS], self.task.train_texts, train.captions, k=1
         )

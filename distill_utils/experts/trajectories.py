@@ -1,4 +1,4 @@
-"""Expert trajectories on disk, in the reference's format: who writes them, who samples a start and a target.
+"""Expert trajectories on disk, in the reference's format: who writes them, who reads a start and a target.
 
 `<folder>/{img,txt}_replay_buffer_{n}.pt` each hold a list of experts, an expert a list of snapshots (before
 training and after each epoch), a snapshot the tower's parameters in order. `meta.yaml` beside them says what
@@ -139,35 +139,33 @@ class ExpertTrajectories:
                         "are --image_encoder, --text_encoder and --image_trainable those of the experts?"
                     )
 
-    def sample(self, max_start_epoch, expert_epochs, generator):
-        """A random expert's weights at epoch s < max_start_epoch and at s + expert_epochs: two flat `Weights`
-        on the CPU.
-        """
-        expert, start = self.draw(max_start_epoch, generator)
-        return self.pair(expert, start, expert_epochs)
-
-    def draw(self, max_start_epoch, generator):
-        """A random (expert, start epoch)."""
-        expert = int(torch.randint(len(self._experts), (), generator=generator))
-        return expert, int(torch.randint(max_start_epoch, (), generator=generator))
+    def snapshots(self, expert):
+        """An expert's snapshots, each a list of tensors, as `Weights` of two lists."""
+        return Weights(*self._experts[expert][:2])
 
     def last(self, expert):
         """An expert's last snapshot: flat `Weights` on the CPU."""
-        return Weights(*(flatten(tower[-1]).float() for tower in self._experts[expert][:2]))
+        return Weights(*(flatten(tower[-1]).float() for tower in self.snapshots(expert)))
 
-    def pair(self, expert, start, expert_epochs, out=None):
-        """Start and target of a given expert and epoch; an earlier pair given as `out` is overwritten, which
-        spares its memory.
+    def pair(self, expert, starts, expert_epochs, out=None):
+        """An expert's weights at `starts`, an epoch per tower, and `expert_epochs` later: two flat `Weights`
+        on the CPU. An earlier pair given as `out` is overwritten, which spares its memory.
         """
-        towers = self._experts[expert][:2]
-        epochs = (start, start + expert_epochs)
-        for tower in towers:
-            for epoch in epochs:
-                _read_ahead(tower[epoch])
+        ends = Weights(*(epoch + expert_epochs for epoch in starts))
+        shots = [
+            [self._snapshot(expert, tower, epoch) for tower, epoch in enumerate(epochs)]
+            for epochs in (starts, ends)
+        ]
         return tuple(
-            Weights(*(flatten(tower[epoch], out=vector).float() for tower, vector in zip(towers, kept)))
-            for epoch, kept in zip(epochs, out or [(None, None)] * 2)
+            Weights(*(flatten(shot, out=vector).float() for shot, vector in zip(towers, kept)))
+            for towers, kept in zip(shots, out or [(None, None)] * 2)
         )
+
+    def _snapshot(self, expert, tower, epoch):
+        """The tensors of one tower at an epoch, about to be read."""
+        shot = self.snapshots(expert)[tower][epoch]
+        _read_ahead(shot)
+        return shot
 
 
 def _is_weight(value):

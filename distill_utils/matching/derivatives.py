@@ -48,7 +48,7 @@ class Forward(Derivative):
         def loss(img, txt, images, texts, similarity):
             pieces = (piece for views in student.views((img, txt)) for piece in views)
             parameters = dict(zip((name for names in student.names for name in names), pieces))
-            return student.loss(student.features(batch.seed, images, texts, parameters), similarity)
+            return student.loss(student.features(batch, images, texts, parameters), similarity)
 
         student.inputs(batch, with_theta=False, with_z=False)
         argnums = (0, 1, 2, 3, 4) if self.full else (2, 3, 4)
@@ -72,7 +72,7 @@ class Reverse(Derivative):
         towers, z = student.inputs(batch, with_theta=True, with_z=True)
         parameters = [parameter for tower in towers for parameter in tower]
         with torch.enable_grad():
-            loss = student.loss(student.features(batch.seed, *z[:2]), z[2])
+            loss = student.loss(student.features(batch, *z[:2]), z[2])
             gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
             along = [piece for views in student.views(direction) for piece in views]
             product = sum((g * u).sum() for g, u in zip(gradients, along))

@@ -132,13 +132,13 @@ class Matcher:
         rounded = precision == "tf32" and second_order != "finite"
         self._products = nullcontext if rounded else exact_products
 
-    def __call__(self, synthetic, start, target, minibatches, seed=None):
+    def __call__(self, synthetic, start, target, minibatches, seed=None, blends=()):
         """The MatchingLoss of a student that starts at `start`; fills `.grad` of every parameter of the
         synthetic set.
 
         start, target: `Weights` of flat vectors in parameter order, an expert's snapshots. minibatches: one
         LongTensor of pair ids per inner step. seed: of the dropout masks (default: drawn from torch's global
-        generator).
+        generator). blends: a Blend per inner step; none where images are looked through by what trains.
         """
         eta = Weights(synthetic.lr_img.item(), synthetic.lr_txt.item())
         seed = int(torch.randint(1 << 62, ())) if seed is None else seed
@@ -146,7 +146,8 @@ class Matcher:
             drawn, chunk = torch.cat(list(minibatches)).unique(), len(minibatches[0])
             images = self._frozen.features(synthetic.images, drawn, chunk)
             batches = [
-                Batch(*synthetic.minibatch(ids, images), seed + t) for t, ids in enumerate(minibatches)
+                Batch(*synthetic.minibatch(ids, images), seed + t, blend)
+                for t, (ids, blend) in enumerate(zip(minibatches, blends or [None] * len(minibatches)))
             ]
             self._inner_loop(start, batches, eta)
             loss = self._objective(start, target)

@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from distill_utils.matching.checks import gradient_agreement
+from distill_utils.matching.student import Blend
 
 
 class Outcome(NamedTuple):
@@ -17,12 +19,13 @@ class Outcome(NamedTuple):
 
 
 class TrajectoryMatching:
-    """Draws an expert, a start epoch and the minibatches of T inner steps, and matches the student to the
+    """Draws an expert, where to start, and the minibatches of T inner steps, and matches the student to the
     expert's target.
 
     Called with the synthetic set and the outer step's own generator; fills `.grad` of every parameter of the
-    set. checker: an exact Matcher; every `check_every` calls how its gradient agrees with the one used is
-    among the values.
+    set. starts: the Starts of experts/starts.py. blend: a > 0 mixes the pairs of each inner step (RepBlend),
+    see `draw_blend`. checker: an exact Matcher; every `check_every` calls how its gradient agrees with the
+    one used is among the values.
     """
 
     def __init__(
@@ -33,25 +36,28 @@ class TrajectoryMatching:
         syn_steps,
         mini_batch_size,
         expert_epochs,
-        max_start_epoch,
+        starts,
         minibatches="permutation",
+        blend=0.0,
         checker=None,
         check_every=0,
     ):
         self.matcher, self.experts = matcher, experts
         self.syn_steps, self.mini_batch_size = syn_steps, mini_batch_size
-        self.expert_epochs, self.max_start_epoch = expert_epochs, max_start_epoch
-        self.minibatches = minibatches
+        self.expert_epochs, self.starts = expert_epochs, starts
+        self.minibatches, self.blend = minibatches, blend
         self.checker, self.check_every = checker, check_every
         self._pair, self._length = None, None
 
     def __call__(self, synthetic, step, draws):
-        expert, epoch = self.experts.draw(self.max_start_epoch, draws)
-        start, target = self._pair = self.experts.pair(expert, epoch, self.expert_epochs, out=self._pair)
+        expert, epochs = self.starts.draw(len(self.experts), draws)
+        start, target = self._pair = self.experts.pair(expert, epochs, self.expert_epochs, out=self._pair)
         device = synthetic.images.device
         sizes = len(synthetic), self.mini_batch_size, self.syn_steps
         minibatches = draw_minibatches(*sizes, draws, device, self.minibatches)
-        inner_loop = synthetic, start, target, minibatches, int(torch.randint(1 << 62, (), generator=draws))
+        seed = int(torch.randint(1 << 62, (), generator=draws))
+        blends = [draw_blend(len(ids), self.blend, draws, device) for ids in minibatches if self.blend]
+        inner_loop = synthetic, start, target, minibatches, seed, blends
         exact = None
         if self.check_every and step % self.check_every == 0:
             self.checker(*inner_loop)
@@ -62,7 +68,10 @@ class TrajectoryMatching:
         losses = {
             f"Loss/{name}": float(value) for name, value in zip(("grand", "img_grand", "txt_grand"), loss)
         }
-        return Outcome(values | losses, {"expert": expert, "epoch": epoch})
+        where = {"expert": expert, "epoch": epochs.img}
+        if not self.starts.together:
+            where["text epoch"] = epochs.txt
+        return Outcome(values | losses, where)
 
     def commit(self):
         """The outer step that the last call was for is done: what it taught belongs to the state. A call that
@@ -102,6 +111,12 @@ MINIBATCHES = {"permutation": _permutation, "independent": _independent}
 def draw_minibatches(n, size, steps, generator, device, kind="permutation"):
     """The ids of each inner step's pairs, LongTensors [size], distinct in a step; kind: of MINIBATCHES."""
     return [ids.to(device) for ids in MINIBATCHES[kind](n, size, steps, generator)]
+
+
+def draw_blend(size, a, generator, device):
+    """How the pairs of an inner step are mixed: a weight of Beta(a, a) and a permutation (RepBlend)."""
+    numbers = np.random.default_rng(int(torch.randint(1 << 62, (), generator=generator)))
+    return Blend(numbers.beta(a, a), torch.randperm(size, generator=generator).to(device))
 
 
 def compare_gradients(synthetic, exact):

@@ -12,17 +12,29 @@ from distill_utils.training.losses import pair_logits
 from networks.weights import Weights, tower_parameters
 
 
-def _loss(model, theta, synthetic, ids, loss_fn, temperature, seed):
-    """l(theta; z), differentiable in the flat vectors and in the synthetic set."""
+def _loss(model, theta, synthetic, ids, loss_fn, temperature, seed, blend=None):
+    """l(theta; z), differentiable in the flat vectors and in the synthetic set. blend: (weight, permutation)
+    of a frozen encoder's features and of the texts.
+    """
     parameters = {}
     for vector, tower in zip(theta, tower_parameters(model)):
         pieces = vector.split([parameter.numel() for _, parameter in tower])
         parameters |= {name: piece.view_as(parameter) for (name, parameter), piece in zip(tower, pieces)}
+    images, texts = synthetic.images[ids], synthetic.texts[ids]
+    if blend:
+        images, texts = (_mixed(values, *blend) for values in (model.frozen_encoder(images), texts))
     device = synthetic.images.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        features = functional_call(model, parameters, (synthetic.images[ids], synthetic.texts[ids]))
+        features = functional_call(model, parameters, (images, texts))
     return loss_fn(pair_logits(*features, temperature), synthetic.similarity()[ids][:, ids])
+
+
+def _mixed(values, weight, permutation):
+    """Row by row, each with the row that the permutation names."""
+    return torch.stack(
+        [weight * values[i] + (1 - weight) * values[other] for i, other in enumerate(permutation.tolist())]
+    )
 
 
 def _matching_loss(final, start, target, merge_towers):
@@ -44,6 +56,7 @@ def unroll(
     merge_towers=False,
     temperature=0.07,
     seed=0,
+    blends=(),
 ):
     """Autograd through one graph of the whole inner loop, in the order of the definition (MTT).
 
@@ -54,7 +67,9 @@ def unroll(
     for t, ids in enumerate(minibatches):
         at = theta if gradient == "full" else [vector.detach().requires_grad_() for vector in theta]
         gradients = torch.autograd.grad(
-            _loss(model, at, synthetic, ids, loss_fn, temperature, seed + t), at, create_graph=True
+            _loss(model, at, synthetic, ids, loss_fn, temperature, seed + t, blends[t] if blends else None),
+            at,
+            create_graph=True,
         )
         theta = [
             vector - lr * g for vector, lr, g in zip(theta, (synthetic.lr_img, synthetic.lr_txt), gradients)

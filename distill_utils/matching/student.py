@@ -14,13 +14,24 @@ from distill_utils.training.losses import pair_logits
 from networks.weights import Weights, flatten, tower_parameters
 
 
+class Blend(NamedTuple):
+    """weight v + (1 - weight) v[permutation] in place of v [B, W], for images and texts alike; S stays."""
+
+    weight: float
+    permutation: torch.Tensor
+
+    def __call__(self, values):
+        return self.weight * values + (1 - self.weight) * values[self.permutation]
+
+
 class Batch(NamedTuple):
-    """z_t, and the seed of the random numbers (dropout) that belong to it in both passes."""
+    """z_t, and what belongs to it in both passes: the seed of its random numbers (dropout), and its Blend."""
 
     images: torch.Tensor
     texts: torch.Tensor
     similarity: torch.Tensor
     seed: int
+    blend: Blend | None = None
 
     @property
     def z(self):
@@ -76,11 +87,13 @@ class Student:
         self._sgd.step()
         self._sgd.zero_grad()
 
-    def features(self, seed, images, texts, parameters=None):
-        """Both towers' features, of `parameters` {name: tensor} where given, with dropout masks that depend
-        on the seed alone.
+    def features(self, batch, images, texts, parameters=None):
+        """Both towers' features of what stands for the batch's images and texts, of `parameters` {name:
+        tensor} where given, with dropout masks that depend on the batch's seed alone.
         """
-        with replayed(seed, images.device), autocast(self.precision, images.device):
+        if batch.blend:
+            images, texts = batch.blend(images), batch.blend(texts)
+        with replayed(batch.seed, images.device), autocast(self.precision, images.device):
             return (
                 self.model(images, texts)
                 if parameters is None
@@ -111,7 +124,7 @@ class Student:
             *(z if with_z else ()),
         ]
         with torch.enable_grad():
-            loss = self.loss(self.features(batch.seed, *z[:2]), z[2])
+            loss = self.loss(self.features(batch, *z[:2]), z[2])
             found = torch.autograd.grad(loss, wanted, materialize_grads=True)
         return (self.by_tower(found) if with_theta else None), (found[-3:] if with_z else None)
 

@@ -104,6 +104,14 @@ def fraction(text):
     return value
 
 
+def below_one(text):
+    """A number of at least 0 and below 1."""
+    value = non_negative(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0 and below 1, not {text!r}")
+    return value
+
+
 def component(text):
     """A name that is one component of a path: of a folder, or of a file to which an ending is added."""
     plain = text.isprintable() and not set(text) & set("/\\:") and not text.startswith(".")

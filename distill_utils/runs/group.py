@@ -27,8 +27,11 @@ class Group(World):
         self.rank, self.size, self._patient = rank, size, patient
 
     def broadcast(self, tensor, part, group=None):
+        whole = tensor.contiguous()  # what travels is memory, whatever its layout here and there
         with _together():
-            dist.broadcast(tensor, src=part % self.size, group=group)
+            dist.broadcast(whole, src=part % self.size, group=group)
+        if whole is not tensor:
+            tensor.copy_(whole)
 
     def add_up(self, tensor):
         with _together():

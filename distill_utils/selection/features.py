@@ -5,9 +5,11 @@ from typing import NamedTuple
 import torch
 
 from distill_utils.experts.folder import experts_folder, require_same_experts
+from distill_utils.experts.forgetting import read_forgetting
 from distill_utils.experts.trajectories import ExpertTrajectories
 from distill_utils.runs.errors import UserError
-from distill_utils.task.from_flags import made_with, model_maker
+from distill_utils.selection.coresets import select
+from distill_utils.task.from_flags import made_with
 from networks.weights import load_flat
 
 
@@ -54,14 +56,32 @@ def expert_features(model, task, device):
     return PairFeatures(images, texts, task.train.image_index.to(device))
 
 
-def open_features(args, task, device):
-    """PairFeatures by the last snapshot of the expert that the flags name."""
+def open_features(args, task, make_model, device, expert=0):
+    """PairFeatures by the last snapshot of one of the experts that the flags describe."""
     folder = experts_folder(args)
     require_same_experts(folder, made_with(args, task))
-    experts, model = ExpertTrajectories(folder), model_maker(args, task, device)()
-    if args.expert >= len(experts):
+    experts, model = ExpertTrajectories(folder), make_model()
+    if expert >= len(experts):
         raise UserError(
-            f"--expert {args.expert} does not exist: {folder} holds {len(experts)} experts, counted from 0."
+            f"--expert {expert} does not exist: {folder} holds {len(experts)} experts, counted from 0."
         )
     experts.require_fits(model, 0, 0)
-    return expert_features(load_flat(model, experts.last(args.expert)), task, device)
+    return expert_features(load_flat(model, experts.last(expert)), task, device)
+
+
+def chosen_pairs(method, args, task, model_maker, device, generator, *, expert=0, **how):
+    """LongTensor of the --num_queries train pairs that a method of CORESETS chooses, with features and
+    forgetting events of the experts that the flags describe.
+
+    model_maker() -> make_model, called where a method asks for features alone: it may look at all images.
+    how: see `select`.
+    """
+    return select(
+        method,
+        task,
+        args.num_queries,
+        generator,
+        features=lambda: open_features(args, task, model_maker(), device, expert),
+        forgetting=lambda: read_forgetting(experts_folder(args), len(task.train)),
+        **how,
+    )

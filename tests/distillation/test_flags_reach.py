@@ -8,7 +8,7 @@ import pytest
 from builders import TinyTask, tiny_model
 
 import distill_lors
-from distill_utils.distillation import from_flags
+from distill_utils.distillation import from_flags, objectives
 from distill_utils.runs import flags
 from distill_utils.runs.processes import ALONE
 from distill_utils.training.losses import LOSSES
@@ -22,10 +22,13 @@ class Spy:
     """Stands for something that is called; remembers how."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.gives = [], self
 
     def __call__(self, *args, **options):
         self.calls.append((args, options))
+        return self.gives
+
+    def to(self, device):
         return self
 
     @property
@@ -37,18 +40,28 @@ class Spy:
 
 @pytest.fixture
 def spies(monkeypatch):
-    """spies(*names) -> a Spy in the place of each of from_flags' names."""
+    """spies(*names) -> a Spy in the place of each of these names, in from_flags or another module."""
 
-    def spies(*names):
+    def spies(*names, where=from_flags):
         made = [Spy() for _ in names]
         for name, spy in zip(names, made):
-            monkeypatch.setattr(from_flags, name, spy)
+            monkeypatch.setattr(where, name, spy)
         return made
 
     return spies
 
 
+EXPERTS, STARTS = object(), object()
 RUN = SimpleNamespace(world=ALONE, device="cpu", directory=None, state=None)
+
+
+def trajectory_matching(spies, *words):
+    """The Spies of the matcher and of the objective that the flags open, and the model they are for."""
+    made, model = spies("Matcher", "TrajectoryMatching", where=objectives), tiny_model().eval()
+    _, opened = spies("made_with", "open_experts", where=objectives)
+    opened.gives = EXPERTS, STARTS
+    objectives.open_trajectory_matching(parse(*words), RUN, TinyTask(), lambda: model)
+    return *made, model
 
 
 @pytest.mark.parametrize(
@@ -68,72 +81,79 @@ RUN = SimpleNamespace(world=ALONE, device="cpu", directory=None, state=None)
     ],
 )
 def test_flags_of_the_matcher(spies, words, name, wanted):
-    matcher, objective = spies("Matcher", "TrajectoryMatching")
-    model, experts = tiny_model(), object()
-    from_flags.open_objective(parse(*words.split()), RUN, TinyTask(), model, experts)
+    matcher, objective, model = trajectory_matching(spies, *words.split())
     ((used, loss_fn), options) = matcher.calls[0]
-    assert used is model and loss_fn is LOSSES["WBCE"] and options["world"] is ALONE
+    assert used is model and used.training and loss_fn is LOSSES["WBCE"] and options["world"] is ALONE
     assert options[name] == wanted
-    assert objective.calls[0][0] == (matcher, experts) and len(matcher.calls) == 1
+    assert objective.calls[0][0] == (matcher, EXPERTS) and len(matcher.calls) == 1
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_loss_is_the_one_asked_for(spies, loss):
-    matcher, _ = spies("Matcher", "TrajectoryMatching")
-    from_flags.open_objective(parse("--loss_type", loss), RUN, TinyTask(), tiny_model(), object())
+    matcher, *_ = trajectory_matching(spies, "--loss_type", loss)
     assert matcher.calls[0][0][1] is LOSSES[loss]
 
 
 def test_flags_of_the_objective(spies):
-    matcher, objective = spies("Matcher", "TrajectoryMatching")
-    words = "--syn_steps 3 --mini_batch_size 5 --expert_epochs 4 --max_start_epoch 6 --check_gradient 7"
-    from_flags.open_objective(parse(*words.split()), RUN, TinyTask(), tiny_model(), object())
+    words = "--syn_steps 3 --mini_batch_size 5 --expert_epochs 4 --check_gradient 7 --blend .5"
+    matcher, objective, _ = trajectory_matching(spies, *words.split())
     told = objective.told
-    assert (told["syn_steps"], told["mini_batch_size"]) == (3, 5)
-    assert (told["expert_epochs"], told["max_start_epoch"], told["check_every"]) == (4, 6, 7)
+    assert (told["syn_steps"], told["mini_batch_size"], told["blend"]) == (3, 5, 0.5)
+    assert (told["expert_epochs"], told["starts"], told["check_every"]) == (4, STARTS, 7)
     assert [options["second_order"] for _, options in matcher.calls] == ["finite", "forward"]
 
 
 @pytest.mark.parametrize("words, kind", [("", "permutation"), ("--minibatches independent", "independent")])
 def test_how_minibatches_are_drawn(spies, words, kind):
-    _, objective = spies("Matcher", "TrajectoryMatching")
-    from_flags.open_objective(parse(*words.split()), RUN, TinyTask(), tiny_model(), object())
+    _, objective, _ = trajectory_matching(spies, *words.split())
     assert objective.told["minibatches"] == kind
 
 
 def test_the_experts_must_reach_from_the_last_start_to_its_target(spies):
-    folder, same, experts, _ = spies(
-        "experts_folder", "require_same_experts", "ExpertTrajectories", "require_no_running_statistics"
-    )
+    names = "experts_folder", "require_same_experts", "ExpertTrajectories", "require_no_running_statistics"
+    folder, same, experts, _ = spies(*names, where=objectives)
     experts.require_fits = Spy()
     wanted, model = {"image_size": 32}, tiny_model()
-    assert from_flags.open_experts(parse("--expert_epochs", "4", "--max_start_epoch", "6"), wanted, model)
+    words = "--expert_epochs 4 --max_start_epoch 6 --min_start_epoch 2 --start_epochs independent"
+    opened, starts = objectives.open_experts(parse(*words.split()), wanted, model)
+    assert opened is experts and not starts.together and starts.epochs == (range(2, 6), range(2, 6))
     assert experts.require_fits.calls == [((model, 5, 4), {})] and same.calls[0][0] == (folder, wanted)
 
 
-def test_flags_of_the_first_set(spies):
-    select, similarity, first = spies("select", "build_similarity", "initial_set")
+def test_a_shortcut_takes_the_place_of_the_experts_paths(spies):
+    names = "experts_folder", "require_same_experts", "ShortcutTrajectories", "require_no_running_statistics"
+    folder, _, shortcut, _ = spies(*names, where=objectives)
+    shortcut.require_fits = Spy()
+    experts, starts = objectives.open_experts(parse("--shortcut", "5"), {}, tiny_model())
+    assert experts is shortcut and shortcut.calls[0][0] == (folder, 5) and starts.together
+
+
+def test_flags_of_the_first_set(spies, monkeypatch):
+    chosen, similarity, first = spies("chosen_pairs", "build_similarity", "initial_set")
+    monkeypatch.setattr(from_flags, "made_with", lambda *_: {"image_size": 32})
     words = (
         "--num_queries 9 --mini_batch_size 2 --sim_type full --sim_rank 4 --alpha 2 --pix_init noise "
         "--lr_teacher_img .3 --lr_teacher_txt .4 --loss_type KL --temperature .2"
     )
-    task, meta = TinyTask(), {"image_size": 32}
-    state, synthetic = from_flags.open_set(parse(*words.split()), RUN, task, meta)
+    task, args = TinyTask(), parse(*words.split(), "--init", "k-means")
+    state, synthetic = from_flags.open_set(args, RUN, task, tiny_model)
     assert state is None and synthetic is first
-    assert select.calls[0][0][:3] == ("random", task, 9)
+    method, flags_, of, maker, *_ = chosen.calls[0][0]
+    assert (method, flags_, of, maker()) == ("k-means", args, task, tiny_model)
     ((kind, pairs), shape) = similarity.calls[0]
     assert (kind, pairs, shape["rank"], shape["alpha"]) == ("full", 9, 4, 2.0)
     told = first.told
     assert (told["pix_init"], told["txt_init"], told["lrs"]) == ("noise", "real", (0.3, 0.4))
-    assert told["meta"] == meta | {"loss": "KL", "temperature": 0.2}
+    assert told["meta"] == {"image_size": 32, "loss": "KL", "temperature": 0.2}
 
 
 @pytest.mark.parametrize("seeds, same", [((3, 3), True), ((3, 4), False)])
-def test_the_seed_decides_the_first_pairs(spies, seeds, same):
-    select, *_ = spies("select", "build_similarity", "initial_set")
+def test_the_seed_decides_the_first_pairs(spies, monkeypatch, seeds, same):
+    chosen, *_ = spies("chosen_pairs", "build_similarity", "initial_set")
+    monkeypatch.setattr(from_flags, "made_with", lambda *_: {})
     for seed in seeds:
-        from_flags.open_set(parse("--seed", str(seed)), RUN, TinyTask(), {})
-    states = [args[3].initial_seed() for args, _ in select.calls]
+        from_flags.open_set(parse("--seed", str(seed)), RUN, TinyTask(), tiny_model)
+    states = [args[5].initial_seed() for args, _ in chosen.calls]
     assert (states[0] == states[1]) == same
 
 
@@ -172,6 +192,14 @@ def test_flags_of_the_optimiser_and_the_loop(spies):
     assert (loop.told["clamp_lr"], loop.told["max_lr"], loop.told["max_bad_steps"]) == (0.01, 7.0, 9)
     told = recorder.told
     assert (told["last_step"], told["eval_it"], told["save_it"]) == (70, 30, 20)
+
+
+def test_an_average_is_asked_for(spies):
+    (average,) = spies("Average")
+    _, loop, *_ = open_loop(spies, "--ema", "0.75")
+    assert average.calls[0][0][1] == 0.75 and loop.told["average"] is average
+    _, loop, *_ = open_loop(spies)
+    assert loop.told["average"] is None
 
 
 def test_flags_of_the_students(spies):

@@ -4,7 +4,7 @@ import pytest
 from commands import distill, long_run, read_log
 
 import distill_lors
-from distill_utils.distillation import from_flags
+from distill_utils.distillation import objectives
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.tensors import load_tensors
 from distill_utils.synthetic.set import SyntheticSet
@@ -25,14 +25,14 @@ def poisoned(monkeypatch, steps):
     """Matchers whose image gradient is NaN at the given outer steps."""
     calls = iter(range(1, 1000))
 
-    class Poisoned(from_flags.Matcher):
+    class Poisoned(objectives.Matcher):
         def __call__(self, synthetic, *inner_loop):
             loss = super().__call__(synthetic, *inner_loop)
             if next(calls) in steps:
                 synthetic.images.grad[0] = float("nan")
             return loss
 
-    monkeypatch.setattr(from_flags, "Matcher", Poisoned)
+    monkeypatch.setattr(objectives, "Matcher", Poisoned)
 
 
 def test_a_poisoned_step_is_skipped_and_logged(home, monkeypatch):

@@ -56,12 +56,8 @@ class Loop:
     """Steps that only count; the images of the set become the step's number."""
 
     def __init__(self, first_step=0):
-        self.synthetic, self.step, self.first_step, self.unlogged = (
-            tiny_set().float(),
-            first_step,
-            first_step,
-            {},
-        )
+        self.synthetic = self.result = tiny_set().float()
+        self.step, self.first_step, self.unlogged = first_step, first_step, {}
 
     def move(self):
         self.step += 1

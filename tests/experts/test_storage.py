@@ -11,6 +11,7 @@ from distill_utils.experts import folder
 from distill_utils.experts.trajectories import ExpertTrajectories
 from distill_utils.runs.errors import UserError
 from networks import build_model
+from networks.weights import Weights
 
 
 def test_experts_that_would_not_fit_are_refused_before_any_is_trained(home, tmp_path, monkeypatch):
@@ -42,7 +43,7 @@ def test_compact_buffers_hold_the_same_snapshots_in_less(home, tmp_path, monkeyp
         buffer.main([*toy(home), *EXPERTS, *flags])
         compact = ExpertTrajectories(made)
         for n in range(2):
-            for found, wanted in zip(compact.pair(n, 0, 1), whole.pair(n, 0, 1)):
+            for found, wanted in zip(compact.pair(n, Weights(0, 0), 1), whole.pair(n, Weights(0, 0), 1)):
                 for a, b in zip(found, wanted):
                     assert a.dtype == torch.float32 and bool(((a - b).abs() <= tolerance * b.abs()).all())
         assert size(made) < share * size(home / "buffers" / EXPERTS_FOLDER)

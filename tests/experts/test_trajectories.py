@@ -6,9 +6,10 @@ import yaml
 from builders import tiny_model
 
 from distill_utils.experts.folder import expert_files, require_same_experts, write_meta
+from distill_utils.experts.starts import open_starts
 from distill_utils.experts.trajectories import ExpertTrajectories, write_expert
 from distill_utils.runs.errors import UserError
-from networks.weights import describe_towers, flatten, snapshot, tower_parameters
+from networks.weights import Weights, describe_towers, flatten, snapshot, tower_parameters
 
 
 def write_experts(folder, experts=2, epochs=3, **kwargs):
@@ -45,14 +46,15 @@ def test_the_files_are_lists_of_lists_of_tensors_in_parameter_order(tmp_path):
         assert all(float(value.min()) == float(value.max()) == 12 for value in expert[2])
 
 
-def test_sample_draws_every_expert_and_start_and_the_right_target(tmp_path):
+def test_every_expert_and_every_start_is_drawn_with_the_right_target(tmp_path):
     write_experts(tmp_path)
-    experts = ExpertTrajectories(tmp_path)
-    generator = torch.Generator().manual_seed(0)
-    seen = set()
+    experts, generator, seen = ExpertTrajectories(tmp_path), torch.Generator().manual_seed(0), set()
+    starts = open_starts("joint", experts, 0, 2, 1)
     for _ in range(60):
-        start, target = experts.sample(2, 1, generator)
+        expert, epochs = starts.draw(len(experts), generator)
+        start, target = experts.pair(expert, epochs, 1)
         assert start.img.dim() == 1 and all(torch.equal(b, a + 1) for a, b in zip(start, target))
+        assert float(start.img[0]) == float(start.txt[0])
         seen.add(float(start.txt[0]))
     assert seen == {0, 1, 10, 11}
 
@@ -70,7 +72,7 @@ def test_files_of_the_reference_load(tmp_path):
         )
     experts = ExpertTrajectories(tmp_path)
     experts.require_fits(model, 1, 1)
-    start, target = experts.sample(1, 2, torch.Generator())
+    start, target = experts.pair(1, Weights(0, 0), 2)
     assert len(experts) == 2
     assert torch.equal(start.img, flatten(snapshot(model).img)) and torch.allclose(target.txt, start.txt + 2)
 

@@ -16,6 +16,7 @@ from distill_utils.matching.objective import TrajectoryMatching
 from distill_utils.runs.errors import UserError
 from distill_utils.runs.tensors import load_tensors, save_tensors
 from distill_utils.synthetic.set import SyntheticSet
+from networks.weights import Weights
 
 
 class Bomb:
@@ -80,7 +81,7 @@ def test_300_damaged_files_are_refused_in_a_sentence_or_loaded_right(home, tmp_p
             lr_img=1, lr_txt=1, lr_lr=1, lr_sim=1, momentum_syn=0.5, momentum_lr=0.5, momentum_sim=0.5
         )
         matcher = type("Matcher", (), {"length": None})()
-        times = dict(syn_steps=2, mini_batch_size=4, expert_epochs=1, max_start_epoch=2)
+        times = dict(syn_steps=2, mini_batch_size=4, expert_epochs=1, starts=None)
         objective = TrajectoryMatching(matcher, None, **times)
         optimizer = outer_optimizer(synthetic, **steps)
         OuterLoop(synthetic, objective, optimizer, clamp_lr=0.1).load_state(state, path)
@@ -91,7 +92,11 @@ def test_300_damaged_files_are_refused_in_a_sentence_or_loaded_right(home, tmp_p
 
     def load_experts(path):
         return torch.cat(
-            [vector for weights in ExpertTrajectories(path.parent).pair(0, 1, 1) for vector in weights]
+            [
+                vector
+                for weights in ExpertTrajectories(path.parent).pair(0, Weights(1, 1), 1)
+                for vector in weights
+            ]
         )
 
     kinds = {

@@ -14,6 +14,7 @@ from sameness import assert_same_experts, assert_same_run
 
 from distill_utils.experts.trajectories import ExpertTrajectories
 from distill_utils.synthetic.set import SyntheticSet
+from networks.weights import Weights
 
 
 def test_three_processes_share_the_experts_and_a_dead_one_is_replaced(forker, home, tmp_path):
@@ -28,7 +29,7 @@ def test_three_processes_share_the_experts_and_a_dead_one_is_replaced(forker, ho
     assert [forker.wait(pid) for pid in pids] == [0, 0, 0], (tmp_path / "output.txt").read_text()[-2000:]
     experts = ExpertTrajectories(folder)
     assert len(experts) == 4
-    ends = [experts.pair(n, 0, 3)[1].img for n in range(4)]
+    ends = [experts.pair(n, Weights(0, 0), 3)[1].img for n in range(4)]
     assert len({tuple(end[:50].tolist()) for end in ends}) == 4
     output = (tmp_path / "output.txt").read_text()
     for n in range(

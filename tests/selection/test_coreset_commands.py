@@ -16,7 +16,7 @@ from distill_utils.selection import coresets
 from distill_utils.selection.coresets import CORESETS
 from distill_utils.selection.features import open_features
 from distill_utils.synthetic.set import SyntheticSet
-from distill_utils.task.from_flags import open_task
+from distill_utils.task.from_flags import model_maker, open_task
 
 
 def choose(folder, method, n, *flags):
@@ -157,7 +157,8 @@ def test_every_method_on_real_photos(shared, tmp_path, monkeypatch):
     path = coreset.main(["herding", *photos, "--num_queries", "50"])
     args = flags.parse(coreset.make_parser(), ["herding", *photos])
     task = open_task(args, torch.device("cpu"))
-    features = open_features(args, task, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    features = open_features(args, task, model_maker(args, task, cpu), cpu)
     forgetting = read_forgetting(folder, 3000)
     for method in CORESETS:
         pairs = coresets.select(
