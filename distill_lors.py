@@ -43,6 +43,7 @@ def make_parser():
     add("--alpha", positive, 3.0, "weight of the low-rank part of S")
     add("--learn", learnable, LEARNABLE, "what the outer step changes", metavar="NAME,...")
     matching_flags(parser)
+    distribution_flags(parser)
     optimiser_flags(parser)
     add = flags.student_flags(parser)
     add("--eval_it", count, 50, "outer steps between evaluations, each of which saves the set")
@@ -91,6 +92,15 @@ def matching_flags(parser):
     flags.speed_flags(add)
 
 
+def distribution_flags(parser):
+    add = parser.group("objectives mdm and covmatch")
+    add("--real_batch", count, 64, "real pairs of a step, and synthetic ones where there are as many")
+    add("--distribution_weight", non_negative, 0.8, "w of mdm, lambda of covmatch (published: .1, .6 at 500)")
+    add("--kernel_sigma", positive, 0.5, "mdm: sigma of the kernel of angles")
+    add("--covariance_rho", positive, 1.0, "covmatch: rho (published: 2 at 100 pairs)")
+    add("--reset_it", count, 50, "covmatch: steps after which the model begins anew")
+
+
 def optimiser_flags(parser):
     add = parser.group("outer optimiser (SGD)")
     add("--lr_img", non_negative, 100.0, "step size of the images")
@@ -104,6 +114,8 @@ def optimiser_flags(parser):
     add("--momentum_sim", non_negative, 0.5, "momentum of the similarity")
     average = "evaluate and save this moving average of images, texts and S (PTM-ST: .99); 0: the set itself"
     add("--ema", below_one, 0.0, average, metavar="D")
+    clip = "largest norm of an outer step's whole gradient, scaled down to it (MDM: 1); 0: as it is"
+    add("--clip_grad", non_negative, 0.0, clip, metavar="NORM")
     add("--clamp_lr", positive, 1e-3, "the learned learning rates never fall below this")
     add("--max_lr", positive, 10.0, "nor rise above this")
     add("--max_bad_steps", count, 5, "steps without a finite gradient before the last good set is restored")

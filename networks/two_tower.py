@@ -82,6 +82,19 @@ class TwoTower(nn.Module):
     def forward(self, images, texts):
         return self.encode_images(images), self.encode_texts(texts)
 
+    def around_heads(self, images, texts):
+        """What goes into the heads, [B, V] and [B, T], and what they make of it, not normalised, [B, D] each.
+
+        Where all of the image tower trains it has no head: what it makes of the images goes in and comes out.
+        """
+        tower = self.image_encoder
+        if self.frozen_encoder is None:
+            features = outputs = tower(_fastest(images))
+        else:
+            features = tower[0](images)
+            outputs = tower[1:](features)
+        return features, texts, outputs, self.text_projection(texts)
+
 
 def build_encoder(name, *, pretrained, checkpoint_dir, freeze_bn=False, grad_checkpointing=False):
     """A timm encoder, images to features.

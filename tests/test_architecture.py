@@ -20,6 +20,7 @@ FLOORS = {
     "distill_utils.evaluation": 3,
     "distill_utils.matching": 3,
     "distill_utils.experts": 4,
+    "distill_utils.distribution": 4,
     "distill_utils.selection": 5,
     "distill_utils.distillation": 6,
     "distill_utils.benchmarks": 7,

@@ -120,6 +120,7 @@ def open_loop(args, run, synthetic, objective, state, task, make_model):
         max_bad_steps=args.max_bad_steps,
         last_good=lambda: SyntheticSet.load(run.directory / f"distilled_{max(evaluations)}.pt"),
         average=Average(synthetic, args.ema) if args.ema else None,
+        clip_grad=args.clip_grad,
     )
     if state:
         loop.load_state(state, args.resume_from or run.directory / "state.pt")

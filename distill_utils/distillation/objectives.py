@@ -2,6 +2,8 @@
 
 from functools import partial
 
+from distill_utils.distribution.covmatch import CovarianceMatching
+from distill_utils.distribution.mdm import ModalityMatching
 from distill_utils.experts.folder import experts_folder, require_same_experts
 from distill_utils.experts.shortcut import ShortcutTrajectories
 from distill_utils.experts.starts import open_starts
@@ -67,5 +69,42 @@ def _minibatches(args, run):
     return run.state["arguments"].get("minibatches", "independent") if run.state else args.minibatches
 
 
+def open_modality_matching(args, run, task, make_model):
+    """MDM as the flags describe it."""
+    model = make_model().to(run.device)
+    experts = open_trajectories(args, made_with(args, task))
+    experts.require_fits(model, 0, 1)
+    return ModalityMatching(
+        model,
+        experts,
+        partial(task.real_batch, device=run.device),
+        world=run.world,
+        batch_size=args.real_batch,
+        weight=args.distribution_weight,
+        sigma=args.kernel_sigma,
+        temperature=args.temperature,
+        loss_fn=LOSSES[args.loss_type],
+    )
+
+
+def open_covariance_matching(args, run, task, make_model):
+    """CovMatch as the flags describe it."""
+    return CovarianceMatching(
+        make_model,
+        partial(task.real_batch, device=run.device),
+        world=run.world,
+        batch_size=args.real_batch,
+        rho=args.covariance_rho,
+        weight=args.distribution_weight,
+        reset=args.reset_it,
+        lrs=(args.lr_teacher_img, args.lr_teacher_txt),
+        temperature=args.temperature,
+    )
+
+
 # Each is called with (args, run, task, make_model), and gives an objective: see docs/development.md.
-OBJECTIVES = {"trajectory": open_trajectory_matching}
+OBJECTIVES = {
+    "trajectory": open_trajectory_matching,
+    "mdm": open_modality_matching,
+    "covmatch": open_covariance_matching,
+}

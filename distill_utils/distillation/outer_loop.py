@@ -32,15 +32,18 @@ class OuterLoop:
         max_bad_steps=5,
         last_good=None,
         average=None,
+        clip_grad=0.0,
     ):
         """last_good() -> SyntheticSet to go back to after `max_bad_steps` steps in a row without a finite
-        gradient. average: an Average of the set, which is then what counts.
+        gradient. average: an Average of the set, which is then what counts. clip_grad: the largest norm of
+        the gradient of everything together, where above 0.
         """
         self.synthetic, self.objective, self.optimizer = synthetic, objective, optimizer
         self.clamp_lr, self.max_lr = clamp_lr, max_lr
         self.max_bad_steps, self.last_good, self.average = max_bad_steps, last_good, average
         self.step = self.first_step = synthetic.meta.get("step", 0)
         self.unlogged = {}
+        self.clip_grad = clip_grad
         self.bad_steps, self.restores = 0, 0
         self._began = time.perf_counter()
 
@@ -76,6 +79,9 @@ class OuterLoop:
             else:
                 values = dict(outcome.values)
                 self.bad_steps = 0
+                if self.clip_grad:
+                    norm = torch.nn.utils.clip_grad_norm_(synthetic.parameters(), self.clip_grad)
+                    values["Gradient/norm"] = norm.item()
                 self.optimizer.step()
                 with torch.no_grad():
                     for lr in (synthetic.lr_img, synthetic.lr_txt):

@@ -224,6 +224,19 @@ class RetrievalTask:
         ):
             yield normalise(images.to(device))
 
+    def real_batch(self, size, generator, device):
+        """Random train pairs: images [B, 3, H, W] normalised and without augmentation (or features), texts
+        [B, T].
+        """
+        pairs = torch.randperm(len(self.train), generator=generator)[:size]
+        if self._train_features is not None:
+            images = self._train_features[self.train.image_index[pairs]]
+        elif self._fits_in_memory():
+            images = self._decoded()[self.train.image_index[pairs]]
+        else:
+            images = decode(self._plain(pairs), 0, "real batch")
+        return encoder_input(images, device), self.train_texts[pairs].to(device)
+
     def train_batches(self, batch_size, generator, device):
         """One epoch over all real pairs in random order: images [B, 3, H, W] (or features), texts [B, T], the
         identity [B, B], the pairs [B].
@@ -237,18 +250,23 @@ class RetrievalTask:
             for pairs in torch.randperm(len(self.train), generator=generator).split(batch_size):
                 yield self._train_features[self.train.image_index[pairs]], pairs
             return
-        size = 3 * self.image_size**2 * len(self.train.image_paths)
-        if self.augmentation or size > _CACHE_BYTES:
+        if self.augmentation or not self._fits_in_memory():
             workers = {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
             train = Drawn(self.train, int(torch.randint(1 << 62, (), generator=generator)))
             yield from batches(DataLoader(train, batch_size, shuffle=True, generator=generator, **workers))
             return
-        if self._train_images is None:  # without augmentation an image is always the same: decoded once
-            self._train_images = decode(
-                Subset(self.train, self._first_pairs().tolist()), self.num_workers, "train images"
-            )
+        images = self._decoded()
         for pairs in torch.randperm(len(self.train), generator=generator).split(batch_size):
-            yield self._train_images[self.train.image_index[pairs]], pairs
+            yield images[self.train.image_index[pairs]], pairs
+
+    def _fits_in_memory(self):
+        return 3 * self.image_size**2 * len(self.train.image_paths) <= _CACHE_BYTES
+
+    def _decoded(self):
+        """Every train image without augmentation, uint8: then it is always the same, and decoded once."""
+        if self._train_images is None:
+            self._train_images = decode(self._plain(self._first_pairs()), self.num_workers, "train images")
+        return self._train_images
 
     def num_batches(self, batch_size):
         return -(-len(self.train) // batch_size)
