@@ -13,7 +13,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from distill_utils.runs.errors import UserError, first_line
 from distill_utils.runs.tensors import load_tensors
+from networks.toy_tower import ensure_toy_tower
 
+TOY_TOWER = "toy_nfnet"  # pretrained here, on scenes, where it is first asked for
 # Short names -> (timm name, checkpoint file looked for before the hub, options of timm.create_model).
 _ALIASES = {
     "nfnet": ("nfnet_l0", "nfnet_l0_ra2-45c6688d.pth", {}),
@@ -25,6 +27,7 @@ _ALIASES = {
     ),  # nowhere pretrained: a file or random weights
     "vit": ("vit_tiny_patch16_224", "vit_tiny_patch16_224.pth", {}),
     "convnext": ("convnext_tiny", "convnext_tiny.pth", {}),
+    TOY_TOWER: ("test_nfnet", f"{TOY_TOWER}.pth", {}),
 }
 
 
@@ -42,6 +45,8 @@ def build_image_encoder(name, pretrained, checkpoint_dir):
             f"--image_encoder {name!r} is neither {', '.join(_ALIASES)} nor the name of a timm model."
         )
     checkpoint = Path(checkpoint_dir) / file_name
+    if pretrained and name == TOY_TOWER:
+        ensure_toy_tower(checkpoint, timm_name)
     from_hub = pretrained and not checkpoint.exists()
     try:
         with torch.random.fork_rng(devices=[]):
