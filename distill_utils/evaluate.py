@@ -37,6 +37,10 @@ def make_parser():
     add("--baselines", bool, False, "also train random real pairs, as many, and quote the experts")
     control = "run or file of the same loss with S = I, to be the row `identity` (default: none)"
     add("--identity", str, None, control, metavar="RUN_OR_FILE")
+    further = "runs or files of the phases after this one: students go on with each, as long (PTM-ST)"
+    add("--then", flags.names, (), further, metavar="RUN_OR_FILE,...")
+    restart = "let the rates of the phases of --then begin anew; else they stay fallen, as published"
+    add("--restart_rates", bool, False, restart)
     add(
         "--breakdown",
         bool,
@@ -61,6 +65,9 @@ def main(argv=None):
         print(f"{experts_folder(args)} holds no results of experts: the row of the full data is left out.")
     task = open_task(args, run.device)
     require_fits(synthetic, task, path)
+    then = [SyntheticSet.load(file) for file in args.then]
+    for file, phase in zip(args.then, then):
+        require_fits(phase, task, file)
 
     evaluate = partial(
         evaluate_synthetic_set,
@@ -76,6 +83,8 @@ def main(argv=None):
     if "coreset" not in synthetic.meta:  # whose rates nobody learned
         rates.append((synthetic.lr_img.item(), synthetic.lr_txt.item()))
     about = {"file": path.name, "digest": synthetic.digest()}
+    if then:
+        about |= {"then": [phase.digest() for phase in then], "restart_rates": args.restart_rates}
     about |= {"dataset": args.dataset, "distilled_from": synthetic.meta.get("dataset")}
     towers = ("image_encoder", "text_encoder", "image_size", "image_trainable", "freeze_bn")
     about |= {key: getattr(args, key) for key in towers} | {"protocol": protocol(args.image_trainable)}
@@ -85,11 +94,13 @@ def main(argv=None):
         rows[name] = row | about
         run.update_results({name: rows[name]})  # at once: what is done stays whatever comes after
 
-    keep("distilled", _evaluate_set(args, run, synthetic, evaluate, loss_type, rates))
+    in_turn = partial(evaluate, then=then, restart_rates=args.restart_rates) if then else evaluate
+    keep("distilled", _evaluate_set(args, run, synthetic, in_turn, loss_type, rates))
     if control:
         keep("identity", _evaluate_set(args, run, control, evaluate, loss_type, rates))
     if args.baselines:
-        for name, row in _random_rows(args, run, synthetic, task, evaluate, loss_type, rates):
+        pairs = len(synthetic) + sum(map(len, then))
+        for name, row in _random_rows(args, run, pairs, task, evaluate, loss_type, rates):
             keep(name, row)
     if full:
         keep("full", full)
@@ -138,17 +149,17 @@ def _control(args, synthetic, loss_type, path):
     return control
 
 
-def _random_rows(args, run, synthetic, task, evaluate, loss_type, rates):
-    """Yields (row, result) of random pairs under InfoNCE and under the set's own loss.
+def _random_rows(args, run, number, task, evaluate, loss_type, rates):
+    """Yields (row, result) of a number of random pairs under InfoNCE and under the set's own loss.
 
-    Every student has its own draw of as many pairs as the set has, the same draws under both.
+    Every student has its own draw, the same draws under both.
     """
     numbers = generator(args.seed, "coreset")
-    chosen = [select("random", task, len(synthetic), numbers) for _ in range(args.num_eval)]
+    chosen = [select("random", task, number, numbers) for _ in range(args.num_eval)]
     draws = [real_set(task, pairs, {}) for pairs in chosen]
 
-    def one(pairs, number, loss_type, lrs, **how):
-        seed = derive_seed(args.seed, "random", number)
+    def one(pairs, student, loss_type, lrs, **how):
+        seed = derive_seed(args.seed, "random", student)
         return evaluate(pairs, num_eval=1, loss_type=loss_type, lrs=lrs, seed=seed, **how)
 
     run_all, done = partial(run.world.map, device=run.device), {}

@@ -145,7 +145,7 @@ def test_every_student_has_a_dropout_of_its_own_that_can_be_had_again(device, mo
         for epoch in range(1, epochs + 1):
             yield epoch, 0.0
 
-    monkeypatch.setattr(students, "train_student", training)
+    monkeypatch.setattr(students, "train_in_turn", training)
     task, synthetic = TinyTask(), tiny_set().float()
     for gallery in task.galleries.values():
         gallery.images = torch.nn.functional.interpolate(gallery.images.float(), (32, 32))

@@ -12,7 +12,7 @@ from distill_utils.runs.seeds import derive_seed, generator
 from distill_utils.task.decoding import encoder_input
 from distill_utils.training.losses import LOSSES
 from distill_utils.training.protocol import protocol
-from distill_utils.training.students import train_student
+from distill_utils.training.students import train_in_turn
 
 
 @torch.no_grad()
@@ -67,29 +67,31 @@ def evaluate_synthetic_set(
     splits=("val", "test"),
     measurements=10,
     breakdown=False,
+    then=(),
+    restart_rates=False,
     world=ALONE,
 ):
     """Recall of `num_eval` fresh students, each under its own seed; see `summarise_students`.
 
     make_model() -> TwoTower, called once a student under that student's seed. lrs: (image, text) learning
     rates; the set's own if None. splits: the galleries that recall is measured on, `measurements` times in a
-    training; val alone is enough to choose a step. breakdown: recall by group of queries too. world: the
-    processes that divide the students. Raises Diverged when a student does.
+    training; val alone is enough to choose a step. breakdown: recall by group of queries too. then: further
+    sets that the students go on with, see `train_in_turn`, as long with each. world: the processes that
+    divide the students. Raises Diverged when a student does.
     """
-    synthetic = synthetic.to(device)
-    lr_img, lr_txt = lrs or (synthetic.lr_img.item(), synthetic.lr_txt.item())
+    sets = [part.to(device) for part in (synthetic, *then)]
+    phases = [_phase(part, task, lrs) for part in sets]
     training = partial(
-        train_student,
-        synthetic=synthetic,
+        train_in_turn,
+        phases=phases,
         epochs=epochs,
+        restart_rates=restart_rates,
         batch_size=batch_size,
         loss_fn=LOSSES[loss_type],
         temperature=temperature,
-        lr_img=lr_img,
-        lr_txt=lr_txt,
         precision=precision,
-        images=task.seen(synthetic.images.detach()),
     )
+    epochs = epochs * len(sets)
     galleries = {split: task.galleries[split] for split in splits}
     bar = tqdm(total=num_eval * epochs, desc="students", disable=not world.first, leave=False)
     own = {"seed": seed, "device": device, "breakdown": breakdown, "training": training}
@@ -98,9 +100,18 @@ def evaluate_synthetic_set(
         students = world.map([partial(_student, n, *shared, **own) for n in range(num_eval)], device)
     trained = {
         "protocol": students[0]["protocol"],
-        "pairs": len(synthetic),
-        "storage": synthetic.storage(),
+        "pairs": sum(map(len, sets)),
+        "storage": sum(part.storage() for part in sets),
         "epochs": epochs,
     }
-    trained |= {"loss": loss_type, "temperature": temperature, "lr_img": lr_img, "lr_txt": lr_txt}
+    trained |= {"loss": loss_type, "temperature": temperature}
+    trained |= {key: phases[0][key] for key in ("lr_img", "lr_txt")}
     return summarise_students(students) | trained
+
+
+def _phase(synthetic, task, lrs):
+    """What a student trains on: a set, what stands for its images, and (image, text) rates, its own if
+    None.
+    """
+    rates = zip(("lr_img", "lr_txt"), lrs or (synthetic.lr_img.item(), synthetic.lr_txt.item()))
+    return dict(rates) | {"synthetic": synthetic, "images": task.seen(synthetic.images.detach())}

@@ -73,6 +73,37 @@ def k_means(features, n, seed, unique_images=True):
     ]
 
 
+def prototypes(features, n, seed, unique_images=True, keep=0.8):
+    """PDS's selection (ICLR 2026): the pair nearest to each of n prototypes.
+
+    Of the pairs whose image and text agree best, a part `keep`, images and texts are put into n clusters
+    each, and image clusters matched to text clusters by the pairs that they share (Hungarian assignment). A
+    prototype is the mean of the pairs that its two clusters share, or joins their centroids where there are
+    none.
+    """
+    from scipy.optimize import linear_sum_assignment  # as in k_means
+    from sklearn.cluster import MiniBatchKMeans
+
+    kept = features.clip_scores().argsort(descending=True, stable=True)[
+        : max(n, int(len(features.texts) * keep))
+    ]
+    sides = [features.images[features.image_index[kept]], features.texts[kept]]
+    labels, centres = [], []
+    for side in sides:
+        clusters = MiniBatchKMeans(n, n_init=3, random_state=seed).fit(side.cpu().numpy())
+        labels.append(torch.from_numpy(clusters.labels_).long())
+        centres.append(torch.from_numpy(clusters.cluster_centers_).to(side))
+    shared = torch.zeros(n, n).index_put_((labels[0], labels[1]), torch.ones(len(kept)), accumulate=True)
+    free, chosen = _Free(features.image_index, unique_images), []
+    for image, text in zip(*linear_sum_assignment(-shared.numpy())):
+        both = ((labels[0] == image) & (labels[1] == text)).to(kept.device)
+        halves = [
+            side[both].mean(0) if both.any() else c[k] for side, c, k in zip(sides, centres, (image, text))
+        ]
+        chosen.append(free.best(features.dot(torch.stack(halves))))
+    return chosen
+
+
 def take(ranking, image_index, n, unique_images=True):
     """The first n pairs of a ranking, LongTensor [P]; of each image the first only."""
     if unique_images:
@@ -147,6 +178,11 @@ def _by_k_means(asked):
     return k_means(asked.features(), asked.n, seed, asked.unique_images)
 
 
+def _by_prototypes(asked):
+    seed = int(torch.randint(1 << 31, (), generator=asked.generator))
+    return prototypes(asked.features(), asked.n, seed, asked.unique_images)
+
+
 def _by_forgetting(asked):
     events, learned = asked.forgetting()
     return most_forgotten(events, learned, asked.n, asked.image_index, asked.generator, asked.unique_images)
@@ -169,6 +205,7 @@ CORESETS = {
     "herding": lambda asked: herding(asked.features(), asked.n, asked.unique_images),
     "k-center": lambda asked: k_center(asked.features(), asked.n, asked.unique_images),
     "k-means": _by_k_means,
+    "pds": _by_prototypes,
     "forgetting": _by_forgetting,
     "clip": _by_clip,
     "vas": _by_vas,

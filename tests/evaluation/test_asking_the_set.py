@@ -12,15 +12,15 @@ QUICK = "--num_eval 1 --epoch_eval_train 2 --num_workers 0 --device cpu".split()
 
 
 def arguments_of(monkeypatch):
-    """What train_student is called with."""
+    """What train_in_turn is called with."""
     seen = []
-    plain = students.train_student
+    plain = students.train_in_turn
 
-    def spied(model, synthetic, **arguments):
+    def spied(model, **arguments):
         seen.append(arguments)
-        return plain(model, synthetic, **arguments)
+        return plain(model, **arguments)
 
-    monkeypatch.setattr(students, "train_student", spied)
+    monkeypatch.setattr(students, "train_in_turn", spied)
     return seen
 
 

@@ -65,12 +65,12 @@ def test_recall_is_measured_without_dropout():
 
 
 def test_students_train_with_dropout_after_a_measurement_too(monkeypatch):
-    alive, train_epoch = [], students.train_student.__globals__["train_epoch"]
+    alive, train_epoch = [], students.train_in_turn.__globals__["train_epoch"]
 
     def watched(model, batches, *args):
         return train_epoch(model, (alive.append(model.training) or batch for batch in batches), *args)
 
-    monkeypatch.setitem(students.train_student.__globals__, "train_epoch", watched)
+    monkeypatch.setitem(students.train_in_turn.__globals__, "train_epoch", watched)
     evaluate(tiny_set(), TinyTask())
     assert len(alive) == 2 * 4 * 3 and all(alive)
 

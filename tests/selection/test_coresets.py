@@ -55,6 +55,45 @@ def test_k_center_takes_the_farthest_at_every_step(features, unique):
     assert coresets.k_center(features, 9, unique) == brute_force(features, 9, unique, distance)
 
 
+def planted(clusters=5, each=12, seed=0):
+    """Pairs about `clusters` points that are far apart, image and text alike, but for the last of each, whose
+    text is of the next cluster: (PairFeatures, the cluster of each image, the last ones).
+    """
+    numbers = torch.Generator().manual_seed(seed)
+    centres = torch.linalg.qr(torch.randn(16, 16, generator=numbers, dtype=torch.float64)).Q[:clusters]
+    of = torch.arange(clusters).repeat_interleave(each)
+
+    def near(points):
+        noise = 0.05 * torch.randn(points.shape, generator=numbers, dtype=torch.float64)
+        return torch.nn.functional.normalize(points + noise)
+
+    images, texts = near(centres[of]), near(centres[of])
+    wrong = torch.arange(each - 1, clusters * each, each)
+    texts[wrong] = near(centres[(of[wrong] + 1) % clusters])
+    return PairFeatures(images, texts, torch.arange(clusters * each)), of, wrong
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_prototypes_take_one_pair_of_each_planted_cluster_and_none_that_does_not_agree(seed):
+    features, of, wrong = planted(seed=seed)
+    chosen = coresets.prototypes(features, 5, seed)
+    assert sorted(of[chosen].tolist()) == [0, 1, 2, 3, 4]
+    assert not set(chosen) & set(wrong.tolist())
+    for pair in chosen:  # the nearest of its cluster's agreeing pairs to their mean
+        same = torch.tensor([p for p in (of == of[pair]).nonzero().flatten().tolist() if p not in wrong])
+        kept = features.clip_scores().argsort(descending=True)[: int(0.8 * len(of))]
+        same = same[torch.isin(same, kept)]
+        mean = features.joint()[same].mean(0)
+        assert pair == int(same[(features.joint()[same] @ mean).argmax()])
+
+
+@pytest.mark.parametrize("n, unique", [(1, True), (9, False), (12, True)])
+def test_prototypes_are_as_many_as_asked_for(features, n, unique):
+    chosen = coresets.prototypes(features, n, 0, unique)
+    assert len(set(chosen)) == n
+    assert not unique or len(set(features.image_index[chosen].tolist())) == n
+
+
 def test_k_means_takes_the_pairs_nearest_to_centroids(features):
     chosen = coresets.k_means(features, 12, 0)
     assert len(set(features.image_index[chosen].tolist())) == 12

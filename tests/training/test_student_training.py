@@ -7,7 +7,7 @@ from builders import tiny_model, tiny_set, trained_by_hand
 from distill_utils.runs.errors import Diverged
 from distill_utils.training.epochs import sgd, train_epoch
 from distill_utils.training.losses import LOSSES
-from distill_utils.training.students import train_student
+from distill_utils.training.students import train_in_turn, train_student
 
 TAU, LRS = 0.4, (0.3, 0.05)
 
@@ -70,3 +70,30 @@ def test_a_loss_that_is_not_finite_ends_the_training():
         synthetic.texts[3] = float("nan")
     with pytest.raises(Diverged, match="training loss became nan"):
         train_epoch(model, synthetic.loader(7), sgd(model, 0.1, 0.1), LOSSES["WBCE"], TAU)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_phases_are_trained_one_after_another(restart):
+    """Every phase is its own training by hand; its rates have fallen, or begin anew."""
+    sets = [tiny_set(pairs=6, seed=1), tiny_set(pairs=5, seed=2)]
+    recipe = {"batch_size": 3, "loss_fn": LOSSES["WBCE"], "temperature": 0.3}
+    student, twin = tiny_model(dropout=0.0), tiny_model(dropout=0.0)
+    numbers, numbers_of_twin = torch.Generator().manual_seed(4), torch.Generator().manual_seed(4)
+    phases = [
+        {"synthetic": s, "images": None, "lr_img": 0.02, "lr_txt": 0.01 * (n + 1)} for n, s in enumerate(sets)
+    ]
+    told = list(train_in_turn(student, phases, epochs=4, restart_rates=restart, generator=numbers, **recipe))
+    assert [epoch for epoch, _ in told] == list(range(1, 9))
+    losses = []
+    for n, synthetic in enumerate(sets):
+        velocity = None
+        for epoch in range(4):
+            fall = 0.1 if epoch >= 2 or n == 1 and not restart else 1.0
+            batches = synthetic.loader(3, generator=numbers_of_twin)
+            rates = 0.02 * fall, 0.01 * (n + 1) * fall
+            how = {"momentum": 0.9, "decay": 5e-4, "velocity": velocity}
+            loss, velocity = trained_by_hand(twin, batches, LOSSES["WBCE"], 0.3, rates, **how)
+            losses.append(loss)
+    assert [loss for _, loss in told] == pytest.approx(losses, rel=1e-9)
+    for one, other in zip(student.parameters(), twin.parameters()):
+        assert torch.allclose(one, other, rtol=1e-9)
