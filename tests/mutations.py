@@ -1,5 +1,6 @@
 """Mutations of the protocol, on each of which some test must fail: mutants.py makes them."""
 
+from mutations_distribution import DISTRIBUTION
 from mutations_frozen import FROZEN
 from mutations_switches import SWITCHES
 
@@ -53,16 +54,6 @@ MUTATIONS = [
         },
     ),
     (
-        "distill_utils/evaluation/baselines.py",
-        "tests/evaluation/test_baselines.py",
-        {
-            "rates of real pairs chosen on test": (
-                'key=lambda result: result["val_r_mean"]["mean"]',
-                'key=lambda result: result["r_mean"]["mean"]',
-            )
-        },
-    ),
-    (
         "distill_utils/evaluate.py",
         "tests/evaluation/test_flags_of_evaluate.py",
         {
@@ -99,7 +90,7 @@ MUTATIONS = [
             "students without momentum": ("momentum=0.9, ", ""),
             "students without weight decay": (", weight_decay=5e-4", ""),
             "students without schedule": ("        schedule.step()\n", ""),
-            "schedule at the end": ("[epochs // 2]", "[epochs]"),
+            "schedule at the end": ("else epochs // 2]", "else epochs]"),
             "students see one order": ("(batch_size, generator=generator,", "(batch_size, shuffle=False,"),
             "temperature ignored in students": (
                 "loss_fn, temperature, precision)",
@@ -246,4 +237,5 @@ MUTATIONS = [
     ),
     *FROZEN,
     *SWITCHES,
+    *DISTRIBUTION,
 ]
