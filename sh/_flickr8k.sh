@@ -15,4 +15,4 @@ NAME=flickr8k_${PROTOCOL}_${PAIRS}
 # What every distillation here shares. Starts are the experts' first snapshots: from later ones eight inner steps get nowhere.
 MATCHING="--mini_batch_size 20 --syn_steps 8 --expert_epochs 1 --max_start_epoch 1 --gradient truncated --second_order finite \
     --lr_teacher_img 0.1 --lr_teacher_txt 0.1 --momentum_syn 0.5 --momentum_lr 0.5 --momentum_sim 0.5 \
-    --Iteration 100 --eval_it 50 --num_eval 5 --num_eval_during 2 --measurements 5 --epoch_eval_train 60 --batch_eval 128"
+    --Iteration 200 --eval_it 50 --num_eval 5 --num_eval_during 2 --measurements 5 --epoch_eval_train 60 --batch_eval 128"

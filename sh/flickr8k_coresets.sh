@@ -1,10 +1,10 @@
 #!/bin/sh
 # Real pairs of Flickr8k, chosen in several ways and evaluated at the learning rate that is best on val: PAIRS=100 SEED=0
-# sh sh/flickr8k_coresets.sh [GPU] [more flags that both programs have]; METHODS are those to run. What is done is not done again.
+# sh sh/flickr8k_coresets.sh [GPU] [more flags that both programs have]; CORESETS are those to run. What is done is not done again.
 set -e
 . "$(dirname "$0")/_env.sh"
 . sh/_flickr8k.sh
-for METHOD in ${METHODS:-random herding k-center k-means forgetting}; do
+for METHOD in ${CORESETS:-random herding k-center k-means pds forgetting}; do
     CORESET=${NAME}_${METHOD}_seed$SEED
     FOLDER=logged_files/flickr8k/$CORESET
     if grep -qs '"distilled"' "$FOLDER/results.json"; then continue; fi

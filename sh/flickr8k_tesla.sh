@@ -3,4 +3,4 @@
 . "$(dirname "$0")/_env.sh"
 . sh/_flickr8k.sh
 exec $LAUNCH distill_lors.py $RUN $MATCHING --seed "$SEED" --name "${NAME}_tesla_seed$SEED" --num_queries "$PAIRS" \
-    --loss_type WBCE --sim_type identity --lr_img 1000 --lr_txt 1000 --lr_lr 0.01 "$@"
+    --loss_type WBCE --sim_type identity --lr_img 1000 --lr_txt 5000 --lr_lr 0.01 "$@"
