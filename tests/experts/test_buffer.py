@@ -84,6 +84,7 @@ def test_a_frozen_image_tower_sees_real_images_once(here, monkeypatch):
     """Training on kept features is training on images: the same expert, the same recall."""
     frozen = [*toy(here), *EXPERTS, "--num_experts", "1", "--image_trainable", "false", "--no_aug"]
     calls, plain = [], FrozenEncoder.forward
+    shutil.rmtree(here / "checkpoints/image_features", ignore_errors=True)  # what other tests have looked at
 
     def counted(self, images):
         calls.append(images.dim())
