@@ -21,6 +21,9 @@ class ShortcutTrajectories(ExpertTrajectories):
         self.end = end
         self._way = {}  # (expert, tower) -> b [end + 1, parameter tensors]
 
+    def epochs(self):
+        return min(self.end, super().epochs())
+
     def require_fits(self, model, last_start_epoch, expert_epochs):
         if last_start_epoch + expert_epochs > self.end:
             raise UserError(

@@ -47,9 +47,10 @@ def ranges_of(experts, expert_epochs):
     r_t: the mean absolute change of the image tower's weights from snapshot t to t + expert_epochs over that
     of the text tower's, averaged over the experts. Texts start up to the last t at which r_t is at most its
     median, images up to the first above it. Our reading: ends belong to their range, and where no r_t is
-    above the median both towers have all of it.
+    above the median both towers have all of it. Where straight lines stand for the experts' paths, it is how
+    fast these move.
     """
-    last = min(len(experts.snapshots(n).img) for n in range(len(experts))) - 1 - expert_epochs
+    last = experts.epochs() - expert_epochs
     if last < 0:
         raise UserError(
             f"--start_epochs ranges finds no expert in {experts.folder} of {expert_epochs} epochs."

@@ -139,6 +139,10 @@ class ExpertTrajectories:
                         "are --image_encoder, --text_encoder and --image_trainable those of the experts?"
                     )
 
+    def epochs(self):
+        """The last epoch that every expert has a snapshot of."""
+        return min(len(img) for img, *_ in self._experts) - 1
+
     def snapshots(self, expert):
         """An expert's snapshots, each a list of tensors, as `Weights` of two lists."""
         return Weights(*self._experts[expert][:2])

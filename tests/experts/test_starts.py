@@ -76,6 +76,14 @@ def test_ranges_go_by_the_mean_over_experts_and_leave_room_for_the_target(tmp_pa
         open_starts("ranges", ExpertTrajectories(tmp_path), 0, 2, 4)
 
 
+def test_ranges_of_lines_end_where_the_lines_do(tmp_path):
+    write_moves(tmp_path, [1, 2, 3, 4, 5], [1, 1, 1, 1, 1])
+    assert open_starts("ranges", ExpertTrajectories(tmp_path), 0, 2, 1).last() == 3
+    starts = open_starts("ranges", ShortcutTrajectories(tmp_path, 2), 0, 2, 1)
+    # ratios of b: image 1/3 2/3, text 1/2 1/2
+    assert [list(epochs) for epochs in starts.epochs] == [[0, 1], [0]]
+
+
 def shortcut_twin(shots, end, epoch):
     """The point on the line, tensor by tensor, in float64."""
     found = []
