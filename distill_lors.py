@@ -67,8 +67,13 @@ def make_parser():
 
 def matching_flags(parser):
     add = parser.group("matching")
-    add("--objective", OBJECTIVES, "trajectory", "what an outer step minimises")
     add("--Iteration", count, 3000, "outer steps")
+    add(
+        "--objective",
+        OBJECTIVES,
+        "trajectory",
+        "what an outer step minimises; of trajectory matching is all below",
+    )
     add("--syn_steps", count, 8, "inner steps T of the student")
     add("--mini_batch_size", count, 20, "synthetic pairs in an inner step")
     drawn = "chunks of a permutation, drawn anew when used up, or a draw for every inner step"

@@ -29,6 +29,10 @@ def require_flags_that_combine(args):
     if args.mini_batch_size > args.num_queries:
         size = f"--mini_batch_size {args.mini_batch_size}"
         raise UserError(f"{size} is more than the --num_queries {args.num_queries} pairs there are.")
+    if args.objective != "trajectory" and args.precision == "bf16":
+        raise UserError(
+            f"--objective {args.objective} does not compute in bf16: give --precision fp32 or tf32."
+        )
     how = {key: getattr(args, key) for key in ("precision", "compile", "grad_checkpointing")}
     require_combination(args.second_order, **how)
     if args.check_gradient and args.grad_checkpointing:

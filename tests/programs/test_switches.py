@@ -73,6 +73,7 @@ def test_the_log_says_nothing_new_of_a_run_without_switches_and_where_towers_sta
     "words, said",
     [
         ("--blend 1", "--image_trainable false"),
+        ("--objective mdm --precision bf16", "--objective mdm does not compute in bf16"),
         ("--ema 1", "at least 0 and below 1, not '1'"),
         ("--shortcut 1", "--shortcut 1 ends before epoch 2"),
         ("--shortcut 9", "has 3 epochs"),
