@@ -68,12 +68,8 @@ def make_parser():
 def matching_flags(parser):
     add = parser.group("matching")
     add("--Iteration", count, 3000, "outer steps")
-    add(
-        "--objective",
-        OBJECTIVES,
-        "trajectory",
-        "what an outer step minimises; of trajectory matching is all below",
-    )
+    what = "what an outer step minimises; of trajectory matching is all below"
+    add("--objective", OBJECTIVES, "trajectory", what)
     add("--syn_steps", count, 8, "inner steps T of the student")
     add("--mini_batch_size", count, 20, "synthetic pairs in an inner step")
     drawn = "chunks of a permutation, drawn anew when used up, or a draw for every inner step"
@@ -85,9 +81,7 @@ def matching_flags(parser):
     add("--start_epochs", STARTS, "joint", starts)
     shortcut = "match straight lines from the experts' start to this epoch (PTM-ST); 0: their own paths"
     add("--shortcut", whole, 0, shortcut, metavar="EPOCH")
-    blend = (
-        "mix the pairs of each inner step by weights of Beta(A, A), on a frozen tower (RepBlend); 0: do not"
-    )
+    blend = "mix the pairs of inner steps by weights of Beta(A, A), on a frozen tower (RepBlend); 0: do not"
     add("--blend", non_negative, 0.0, blend, metavar="A")
     add("--loss_type", LOSSES, "WBCE", "loss on the synthetic set")
     add("--merge_loss_branches", bool, False, "one normalised distance for both towers, not the sum of two")

@@ -7,7 +7,14 @@ it.
 import sys
 from functools import partial
 
-from distill_utils.evaluation.baselines import CHOOSING, RATES, at_best_rates, experts_row, random_baseline
+from distill_utils.evaluation.baselines import (
+    BRIEFLY,
+    FEW,
+    RATES,
+    at_best_rates,
+    experts_row,
+    random_baseline,
+)
 from distill_utils.evaluation.from_flags import ask_the_set
 from distill_utils.evaluation.protocols import METRICS, ROWS
 from distill_utils.evaluation.students import evaluate_synthetic_set
@@ -124,8 +131,7 @@ def _evaluate_set(args, run, synthetic, evaluate, loss_type, rates):
         return test()
 
     def look(lrs):
-        few = min(CHOOSING["num_eval"], args.num_eval)
-        return students(lrs=lrs, **CHOOSING | {"num_eval": few})
+        return students(lrs=lrs, num_eval=min(FEW, args.num_eval), **BRIEFLY)
 
     return at_best_rates(look, test, rates, f"this coreset, {loss_type}")
 

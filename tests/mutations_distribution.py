@@ -28,7 +28,10 @@ DISTRIBUTION = [
                 "self.rho * cross_covariance(*real[:2]) - cross_covariance(*made[:2])",
                 "cross_covariance(*real[:2]) - self.rho * cross_covariance(*made[:2])",
             ),
-            "the model never begins anew": ("or (step - 1) % self.reset == 0:", "or False:"),
+            "the model never begins anew": (
+                "self._weights is None or (step - 1) % self.reset == 0",
+                "self._weights is None",
+            ),
             "a step cut off leaves its model": (
                 "            self._next = self._trained",
                 "            self._next = self._weights = self._trained",
@@ -62,10 +65,7 @@ DISTRIBUTION = [
                 'row.get("val_r_mean", -1.0), reverse=True',
                 "0, reverse=True",
             ),
-            "all students look at every rate": (
-                'draws=draws[: how.pop("num_eval")]',
-                'draws=draws[: how.pop("num_eval") * 9]',
-            ),
+            "all students look at every rate": ("draws=draws[:FEW]", "draws=draws"),
             "rates are chosen on test": ('"splits": ("val",)', '"splits": ("val", "test")'),
         },
     ),

@@ -54,21 +54,20 @@ class CovarianceMatching:
             gap = self.rho * cross_covariance(*real[:2]) - cross_covariance(*made[:2])
             means = sum((a.mean(0) - b.mean(0)).square().sum() for a, b in zip(real[2:], made[2:]))
             losses = {"covariance": gap.square().sum(), "means": self.weight * means}
-            grand = sum(losses.values())
-        fill_gradients(synthetic, grand, self.world)
+        values = fill_gradients(synthetic, losses, self.world)
         with replayed(int(torch.randint(1 << 62, (), generator=draws)), synthetic.images.device):
             self._next = self._trained(model, *real_pairs)
-        values = {"Loss/grand": grand.item()} | {f"Loss/{name}": v.item() for name, v in losses.items()}
         return Outcome(values, {"age": (step - 1) % self.reset})
 
     def _begin(self, synthetic, step, draws):
         """The model as it stands before this step, in eval mode."""
         device = synthetic.images.device
         seed = int(torch.randint(1 << 62, (), generator=draws))
-        if self._model is None or self._weights is None or (step - 1) % self.reset == 0:
+        fresh = self._weights is None or (step - 1) % self.reset == 0
+        if fresh or self._model is None:
             with replayed(seed, device):
                 self._model = self.make_model().to(device)
-        if self._weights is not None and (step - 1) % self.reset:
+        if not fresh:
             load_flat(self._model, self._weights)
         return self._model.eval()
 

@@ -12,12 +12,15 @@ def synthetic_batch(synthetic, size, generator):
         return synthetic.minibatch(ids)
 
 
-def fill_gradients(synthetic, loss, world):
-    """`.grad` of every parameter of the set; zero where the loss does not depend on it. All processes get the
-    first one's.
+def fill_gradients(synthetic, losses, world):
+    """`.grad` of every parameter of the set, of the sum of `losses` {name: scalar}; zero where that does not
+    depend on it. All processes get the first one's. Gives the values to log.
     """
     parameters = list(synthetic.parameters())
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    with torch.enable_grad():
+        losses = {"grand": sum(losses.values())} | losses
+    found = torch.autograd.grad(losses["grand"], parameters, allow_unused=True, materialize_grads=True)
     for parameter, gradient in zip(parameters, found):
         parameter.grad = gradient.contiguous()
         world.broadcast(parameter.grad, 0)
+    return {f"Loss/{name}": value.item() for name, value in losses.items()}

@@ -13,8 +13,9 @@ from distill_utils.runs.reading import read_json
 
 # What real pairs choose from, for both towers, besides the learned rates of the set beside them.
 RATES = (0.01, 0.03, 0.1, 0.3)
-# How a learning rate is tried: students, each measured so often on val alone.
-CHOOSING = {"num_eval": 2, "measurements": 5, "splits": ("val",)}
+# How a learning rate is tried: by so many students, each measured so often and on val alone.
+FEW = 2
+BRIEFLY = {"measurements": 5, "splits": ("val",)}
 
 
 def at_best_rates(look, test, rates, what):
@@ -62,8 +63,7 @@ def random_baseline(draws, loss_type, rates, evaluate, run_all):
         )
         return runs[0] | summarise_students([student for run in runs for student in run["students"]])
 
-    how = dict(CHOOSING)
-    look = partial(at, draws=draws[: how.pop("num_eval")], **how)
+    look = partial(at, draws=draws[:FEW], **BRIEFLY)
     return at_best_rates(look, at, rates, f"random pairs, {loss_type}")
 
 
